@@ -1,0 +1,115 @@
+"""The formulation, once, as it is written on paper.
+
+s_v is one-hot over node v's strategies; e_uv is the outer product of s_u and s_v, linearised.
+
+    min  Σ_v c_v·s_v + Σ_uv <R_uv, e_uv>                                        (1)  ``formulate``
+    s.t. Σ_i s_v[i] = 1                                one choice per node      (2)  ``one_choice``
+         Σ_j e_uv[i,j] = s_u[i], Σ_i e_uv[i,j] = s_v[j]  edges agree with nodes (3)  ``agree``
+         Σ_{v live at t} m_v·s_v <= M   for every t    it fits, at every moment (4)  ``fits``
+
+Zheng et al., "Alpa: Automating Inter- and Intra-Operator Parallelism for Distributed Deep Learning", OSDI 2022,
+section 4.2, with (3) as equalities: then e is integral as soon as s is, and may stay continuous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ilp.problem import Problem
+from ilp.program import Program
+
+__all__ = ["Formulation", "binding_times", "formulate"]
+
+MEMORY_UNITS = 1e4
+"""Rows (4) are scaled so that the limit reads 1e4: a solver's absolute tolerance of 1e-7 is then 1e-11 of the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Formulation:
+    """The program, and which of its columns are s."""
+
+    program: Program
+    s: tuple[np.ndarray, ...]
+    scale: float
+    """The program's objective is the problem's, times this."""
+
+    def choice(self, x: np.ndarray) -> tuple[int, ...]:
+        """Read the choice off a solution of the program."""
+        return tuple(int(np.argmax(x[s])) for s in self.s)
+
+
+def formulate(problem: Problem, *, edges: str = "continuous") -> Formulation:
+    """Equations (1)-(4) for ``problem``; ``edges`` says whether e is "continuous" or "binary"."""
+    program = Program()
+    scale = objective_scale(problem)
+    s = tuple(program.columns(cost * scale, integer=True) for cost in problem.costs)
+    e = [program.columns(edge.cost * scale, integer=edges == "binary") for edge in problem.edges]
+    for s_v in s:
+        one_choice(program, s_v)
+    for edge, e_uv in zip(problem.edges, e, strict=True):
+        agree(program, e_uv, s[edge.u], s[edge.v])
+    for moment in binding_times(problem):
+        fits(program, problem, s, int(moment))
+    return Formulation(program, s, scale)
+
+
+def one_choice(program: Program, s_v: np.ndarray) -> None:
+    """Σ_i s_v[i] = 1 (2)."""
+    program.rows("one_choice", [(np.zeros(1, np.int64), s_v, 1.0)], 1.0, 1.0, 1)
+
+
+def agree(program: Program, e_uv: np.ndarray, s_u: np.ndarray, s_v: np.ndarray) -> None:
+    """Σ_j e_uv[i,j] = s_u[i] and Σ_i e_uv[i,j] = s_v[j] (3)."""
+    i, j = np.arange(len(s_u)), np.arange(len(s_v))
+    program.rows("agree", [(i[:, None], e_uv, 1.0), (i, s_u, -1.0)], 0.0, 0.0, len(i))
+    program.rows("agree", [(j[None, :], e_uv, 1.0), (j, s_v, -1.0)], 0.0, 0.0, len(j))
+
+
+def fits(program: Program, problem: Problem, s: tuple[np.ndarray, ...], moment: int) -> None:
+    """Σ_{v live at t} m_v·s_v <= M (4), at one moment t."""
+    assert problem.limit is not None
+    unit = MEMORY_UNITS / max(problem.limit, 1)
+    live = [m for m in problem.memory if m.lo <= moment < m.hi]
+    terms = [(np.zeros(1, np.int64), s[m.node], m.usage * unit) for m in live]
+    program.rows("fits", terms, -np.inf, problem.limit * unit, 1)
+
+
+def binding_times(problem: Problem) -> np.ndarray:
+    """The moments whose row (4) can bind: not all choices fit there, and no neighbouring moment holds as much of each.
+
+    Between a start of some row and the next end of one the live set only grows, so its last moment implies the others.
+    """
+    if problem.limit is None or not len(problem.times):
+        return np.zeros(0, dtype=np.int64)
+    lo, hi = problem.spans
+    steps = np.zeros(len(problem.times) + 1, dtype=np.int64)
+    starts, ends = np.zeros(len(steps), dtype=bool), np.zeros(len(steps), dtype=bool)
+    for row, begin, end in zip(problem.memory, lo, hi, strict=True):
+        if begin < end:
+            steps[begin] += row.usage.max()
+            steps[end] -= row.usage.max()
+            starts[begin] = ends[end] = True
+    full = np.cumsum(steps)[:-1] > problem.limit
+    last_of_growth = starts_pending(starts, ends)
+    return problem.times[full & last_of_growth]
+
+
+def starts_pending(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Mark the positions that close a run of growth: something began since the last end, and the next one ends something."""
+    marks = np.zeros(len(starts) - 1, dtype=bool)
+    grown = False
+    for at in range(len(marks)):
+        grown = starts[at] or (grown and not ends[at])
+        marks[at] = grown and bool(ends[at + 1])
+    return marks
+
+
+def objective_scale(problem: Problem) -> float:
+    """A power of two that brings the prices to about 1e3, so that a solver's absolute tolerances mean little."""
+    finite = [float(cost[np.isfinite(cost)].max(initial=0.0)) for cost in problem.costs]
+    seen = {id(edge.cost): edge.cost for edge in problem.edges}
+    finite += [float(cost[np.isfinite(cost)].max(initial=0.0)) for cost in seen.values()]
+    largest = max(finite, default=0.0)
+    return 2.0 ** np.round(np.log2(1e3 / largest)) if largest > 0 else 1.0
