@@ -1,0 +1,146 @@
+"""The one door to JAX's less public parts; everything else in this package uses `jax` and `jax.numpy` alone.
+
+What is here and why it cannot be had from the public names:
+- `jax.extend.core` for the jaxpr classes: `Literal`, `Var`, `DropVar`. `ClosedJaxpr` and `Jaxpr` are two classes in
+  JAX 0.10 and one since 0.11, so bodies are opened with `open_jaxpr`.
+- `eqn.ctx.manager`, `Primitive.get_bind_params`: needed to bind an equation again as it was traced.
+- `jax.extend.source_info_util`: the user's line and name scopes of an equation.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+from jax.extend import source_info_util
+
+JaxprLiteral = jex.Literal
+
+
+def trace(fun: Callable[..., Any], avals: Sequence[Any]) -> Any:
+    """The jaxpr of `fun` on abstract arguments, traced outside of any mesh context."""
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        return jax.make_jaxpr(fun)(*avals)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(open jaxpr, constants) of a closed or an open jaxpr of any supported version."""
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def inlined_body(eqn: Any) -> Any:
+    """The body of a call-like equation that means just its body; None for all others."""
+    name = eqn.primitive.name
+    if name in ("jit", "pjit", "core_call"):
+        return eqn.params["jaxpr"]
+    if name in ("closed_call", "custom_jvp_call", "custom_vjp_call"):
+        return eqn.params["call_jaxpr"]
+    if name in ("remat2", "checkpoint"):
+        return eqn.params["jaxpr"]
+    return None
+
+
+def is_barrier_region(eqn: Any) -> bool:
+    """A differentiated `jax.checkpoint` region: what XLA must not merge with the forward pass."""
+    return (
+        eqn.primitive.name in ("remat2", "checkpoint")
+        and bool(eqn.params.get("differentiated"))
+        and bool(eqn.params.get("prevent_cse", True))
+    )
+
+
+def barrier_primitive() -> Any:
+    """The primitive behind `jax.lax.optimization_barrier`."""
+    jaxpr, _ = open_jaxpr(jax.make_jaxpr(jax.lax.optimization_barrier)(np.float32(0)))
+    return jaxpr.eqns[0].primitive
+
+
+def is_drop(var: Any) -> bool:
+    """Whether an equation's result is thrown away."""
+    return isinstance(var, jex.DropVar)
+
+
+def bind(primitive: Any, context: Any, params: dict[str, Any], args: Sequence[Any]) -> tuple[Any, ...]:
+    """Apply a primitive as its equation did: same name scopes, same tracing context; always a tuple."""
+    with _scope(context):
+        out = primitive.bind(*args, **primitive.get_bind_params(params))
+    return tuple(out) if primitive.multiple_results else (out,)
+
+
+@contextmanager
+def _scope(context: Any) -> Iterator[None]:
+    if context is None:
+        yield
+        return
+    manager, stack, traceback = context
+    here = source_info_util.current_name_stack() + stack
+    with source_info_util.user_context(traceback, name_stack=here), manager:
+        yield
+
+
+def eqn_context(eqn: Any, stack: Any) -> Any:
+    """What `bind` needs of an equation besides its params."""
+    return eqn.ctx.manager, stack, eqn.source_info.traceback
+
+
+def empty_stack() -> Any:
+    """A name stack without names."""
+    return source_info_util.new_name_stack()
+
+
+def scope_and_phase(stack: Any) -> tuple[str, str]:
+    """The user's scopes as one path, and the phase: `transpose(jvp(..))` is backward, `jvp(..)` forward, else update."""
+    names = [e.name for e in stack.stack]
+    kinds = [type(e).__name__ for e in stack.stack]
+    scopes = "/".join(n for n, k in zip(names, kinds, strict=True) if k == "Scope")
+    transforms = {n for n, k in zip(names, kinds, strict=True) if k == "Transform"}
+    phase = "backward" if "transpose" in transforms else "forward" if "jvp" in transforms else "update"
+    return scopes, phase
+
+
+_JAX_DIR = os.path.dirname(jax.__file__) + os.sep
+_PACKAGES = tuple({*site.getsitepackages(), os.path.dirname(os.path.dirname(jax.__file__))})
+
+
+def user_line(source_info: Any) -> str:
+    """`file.py:12 (function)` of the innermost frame in the user's own code; else the innermost outside JAX."""
+    frames = getattr(source_info.traceback, "frames", None) or ()
+    fallback = ""
+    for f in frames:
+        if f.file_name.startswith(_JAX_DIR) or f.file_name.startswith("<"):
+            continue
+        line = f"{os.path.basename(f.file_name)}:{f.line_num} ({f.function_name})"
+        if not f.file_name.startswith(_PACKAGES):
+            return line
+        fallback = fallback or line
+    return fallback
+
+
+def dtype_facts(aval: Any) -> tuple[str, str, int]:
+    """(`f32`, `float32`, 4) for an abstract value; typed PRNG keys count the bytes of their words."""
+    dtype = aval.dtype
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+        return str(dtype), str(dtype), int(np.prod(words.shape)) * words.dtype.itemsize
+    name = np.dtype(dtype).name
+    return _SHORT.get(name, name), name, max(1, np.dtype(dtype).itemsize)
+
+
+_SHORT = {
+    **{f"float{n}": f"f{n}" for n in (16, 32, 64)},
+    **{f"int{n}": f"i{n}" for n in (4, 8, 16, 32, 64)},
+    **{f"uint{n}": f"u{n}" for n in (4, 8, 16, 32, 64)},
+    **{f"complex{n}": f"c{n}" for n in (64, 128)},
+    "bfloat16": "bf16",
+}
+
+
+def is_ordered_effect(effect: Any) -> bool:
+    """Effects whose order JAX promises to keep; a program over several devices cannot have them."""
+    return "Ordered" in type(effect).__name__ or bool(getattr(effect, "ordered", False))
