@@ -98,7 +98,7 @@ class Cluster:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cluster:
-        """Return the inverse of `to_json`. Data that is no cluster is a `ClusterError`."""
+        """Invert `to_json`. Data that is no cluster is a `ClusterError`."""
         try:
             cluster = cls(str(data["name"]), Device.from_json(data["device"]), wiring_from_json(data))
         except KeyError as error:

@@ -14,7 +14,7 @@ IDEAL_MEMORY = 1 << 60
 """Bytes of a device whose memory never binds, with room for sums in int64."""
 
 FALLBACKS: tuple[tuple[tuple[str, ...], tuple[tuple[str, float], ...]], ...] = (
-    (("float8", "float6", "float4"), (("float8", 1.0), ("bfloat16", 1.0), ("float16", 1.0))),
+    (("float8", "float6_", "float4_"), (("float8", 1.0), ("bfloat16", 1.0), ("float16", 1.0))),
     (("bfloat16",), (("float16", 1.0),)),
     (("float16",), (("bfloat16", 1.0),)),
     (("float64",), (("float32", 1 / 8),)),
@@ -97,7 +97,7 @@ class Device:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Device:
-        """Return the inverse of `to_json`; `reserve` and `kernel_seconds` may be left out."""
+        """Invert `to_json`; `reserve` and `kernel_seconds` may be left out."""
         return cls(
             name=str(data["name"]),
             flops={str(dtype): number_in(rate) for dtype, rate in data["flops"].items()},

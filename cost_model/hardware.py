@@ -96,7 +96,7 @@ def _gpu(
 
 
 def _half(rate: float) -> dict[str, float]:
-    """Return the two 16-bit float types at one rate."""
+    """Return one rate for the two 16-bit float types."""
     return {"bfloat16": rate, "float16": rate}
 
 

@@ -14,7 +14,7 @@ def number_out(value: float) -> float | str:
 
 
 def number_in(value: Any) -> float:
-    """Return the inverse of `number_out`; anything that is no number is refused."""
+    """Invert `number_out`; anything that is no number is refused."""
     if isinstance(value, bool) or not (isinstance(value, int | float) or value == "inf"):
         raise ClusterError(f"A number was expected where {value!r} is written.")
     return float(value)

@@ -30,7 +30,7 @@ _COUNTS = re.compile(r"[1-9][0-9]{0,6}(x[1-9][0-9]{0,6})*", re.ASCII)
 
 def read_cluster(text: str) -> dict[str, Any]:
     """Return the JSON values of a cluster written as a name with counts, or as a device file."""
-    if text.endswith((".json", ".toml")) or Path(text).is_file():
+    if text.endswith((".json", ".toml")):
         return _read_file(Path(text))
     return _read_name(text)
 
@@ -48,7 +48,7 @@ def _read_name(text: str) -> dict[str, Any]:
 
 
 def _named(text: str, name: str, counts: tuple[int, ...]) -> dict[str, Any]:
-    """Return hardware of the table in the counts asked for."""
+    """Return the JSON values of hardware of the table, in the counts asked for."""
     hardware = HARDWARE[name]
     if isinstance(hardware, TorusHardware):
         if len(counts) > hardware.rank:
@@ -71,7 +71,7 @@ def _named(text: str, name: str, counts: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """Return a device file, with `like` and a named device filled in."""
+    """Return the JSON values of a device file, with `like` and a named device filled in."""
     try:
         raw = path.read_bytes().decode()
         data = tomllib.loads(raw) if path.suffix == ".toml" else json.loads(raw)

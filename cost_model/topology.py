@@ -199,7 +199,7 @@ class Topology:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Topology:
-        """Return the inverse of `to_json`. Data that is no topology is a `ClusterError`."""
+        """Invert `to_json`. Data that is no topology is a `ClusterError`."""
         try:
             axes = tuple(
                 Axis(

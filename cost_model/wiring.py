@@ -54,7 +54,7 @@ class Link:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Link:
-        """Return the inverse of `to_json`; `small` may be left out."""
+        """Invert `to_json`; `small` may be left out."""
         small = tuple((count_in(size), number_in(rate)) for size, rate in data.get("small", ()))
         return cls(number_in(data["latency"]), number_in(data["bandwidth"]), small)
 
@@ -157,7 +157,7 @@ class Nodes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Nodes:
-        """Return the inverse of `to_json`; `slow` may be left out of a single node, `start` always."""
+        """Invert `to_json`; `slow` may be left out of a single node, `start` always."""
         fast = Link.from_json(data["fast"])
         nodes = count_in(data["nodes"])
         slow = Link.from_json(data["slow"]) if nodes > 1 or "slow" in data else fast
@@ -227,7 +227,7 @@ class Torus:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Torus:
-        """Return the inverse of `to_json`; `start` may be left out."""
+        """Invert `to_json`; `start` may be left out."""
         dims = tuple(count_in(size) for size in data["torus"])
         wraps = tuple(flag_in(wrap) for wrap in data["wraps"])
         return cls(dims, wraps, Link.from_json(data["link"]), number_in(data.get("start", 0.0)))
@@ -237,7 +237,7 @@ Wiring = Nodes | Torus
 
 
 def wiring_from_json(data: Mapping[str, Any]) -> Wiring:
-    """Return either wiring, told apart by its keys."""
+    """Return the wiring, told apart by its keys."""
     return Torus.from_json(data) if "torus" in data else Nodes.from_json(data)
 
 

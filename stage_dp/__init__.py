@@ -5,5 +5,5 @@ microbatches run through them under which schedule. It reads a table of prices, 
 slice of layers on each submesh, and minimises the time of a whole step with every device's memory respected.
 It knows numbers only: no JAX, no other room.
 
-Nothing is here yet: programs are planned as one stage on one mesh.
+Nothing is decided here yet: every program is one stage on one mesh.
 """
