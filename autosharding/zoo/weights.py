@@ -1,5 +1,6 @@
 """A model's parameters before they exist: a tree of `Weight`s, made abstract, counted or drawn."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -43,13 +44,19 @@ def count(tree: Any) -> int:
 
 
 def draw(tree: Any, key: jax.Array) -> Any:
-    """Return the tree with an array for each weight, drawn from `key`."""
+    """Return the tree with an array for each weight, drawn from `key`.
+
+    All normals are drawn at once and cut: one random generator to compile instead of one for each shape.
+    """
     weights, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, max(1, len(weights)))
-    return jax.tree.unflatten(structure, [_draw_one(w, k) for w, k in zip(weights, keys, strict=False)])
+    sizes = [math.prod(weight.shape) if weight.scale else 0 for weight in weights]
+    normals = jax.random.normal(key, (sum(sizes),), jnp.float32)
+    ends = itertools.accumulate(sizes)
+    arrays = [_fill(w, normals[end - n : end]) for w, n, end in zip(weights, sizes, ends, strict=True)]
+    return jax.tree.unflatten(structure, arrays)
 
 
-def _draw_one(weight: Weight, key: jax.Array) -> jax.Array:
+def _fill(weight: Weight, normals: jax.Array) -> jax.Array:
     if weight.scale == 0.0:
         return jnp.full(weight.shape, weight.fill, jnp.float32)
-    return weight.fill + weight.scale * jax.random.normal(key, weight.shape, jnp.float32)
+    return weight.fill + weight.scale * normals.reshape(weight.shape)

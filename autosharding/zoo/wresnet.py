@@ -13,11 +13,7 @@ from autosharding.zoo.layers import cross_entropy, maybe_remat
 from autosharding.zoo.model import Model, make_model
 from autosharding.zoo.weights import Weight, he_normal, ones, zeros
 
-BLOCKS = {
-    14: (1, 1, 1, 1),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-}  # blocks of each of the four stages, by depth
+BLOCKS = {8: (1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of each stage, by depth
 MOMENTUM = 0.9  # of the running statistics
 
 
@@ -34,7 +30,7 @@ class WideResNet:
 
 
 SIZES = {
-    "tiny": WideResNet(14, 8, 2, classes=16, image=32, batch=8),
+    "tiny": WideResNet(8, 8, 2, classes=16, image=32, batch=8),
     "250m": WideResNet(50, 160, 2),
     "500m": WideResNet(50, 224, 2),
     "1b": WideResNet(50, 320, 2),

@@ -6,6 +6,7 @@ import pytest
 from autosharding import zoo
 from autosharding.zoo.moe import top2
 
+QUICK = {"xla_backend_optimization_level": 0}  # halves XLA's time; the steps are tiny
 FAMILIES = ["mlp", "gpt", "llama", "moe", "wresnet"]
 
 
@@ -14,8 +15,8 @@ def trained(request):
     """A tiny model of each family, its states and losses over some steps on one batch."""
     model = zoo.build(f"{request.param}:tiny")
     batch = model.make_batch(jax.random.key(1))
-    states, losses = [model.init(jax.random.key(0))], []
-    step = jax.jit(model.step)
+    states, losses = [jax.jit(model.init)(jax.random.key(0))], []
+    step = jax.jit(model.step).lower(states[0], batch).compile(QUICK)
     for _ in range(6):
         state, loss = step(states[-1], batch)
         states.append(state)
