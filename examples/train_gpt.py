@@ -3,9 +3,9 @@
     python examples/train_gpt.py --steps 200 --method auto
 
 The model and its train step are plain JAX and optax and know nothing of devices; `asd.parallelize` plans and
-runs them. Without accelerators, eight virtual CPU devices stand in. The program prints the plan, the collectives
-and the memory that the plan predicts beside those of the compiled program, the loss in nats per character, and
-the largest difference to the same run on one device. `make` is for the command line:
+runs them. Without accelerators, eight virtual CPU devices stand in. The program prints the plan, the
+collectives and the memory that the plan predicts beside those of the compiled program, the loss in nats per
+character, and the largest difference to the same run on one device. `make` is for the command line:
 
     autosharding plan examples/train_gpt.py:make --cluster h100:1x8
 """
