@@ -14,9 +14,13 @@
 # Nothing here needs an accelerator: the hardware is a name, the arguments are shapes.
 
 # %%
+from pathlib import Path
+from tempfile import mkdtemp
+
 import jax
 import jax.numpy as jnp
 import optax
+from IPython.display import display
 from jax.sharding import PartitionSpec as P
 
 import autosharding as asd
@@ -62,11 +66,11 @@ args = (state, {"x": rows, "y": rows})
 # %% [markdown]
 # ## The plan
 #
-# One node of eight H100s. The plan draws itself: what is split where, what is sent, how long, how much memory.
+# One node of eight H100s. The plan draws itself: what is split where, what is sent, how long, how many bytes.
 
 # %%
 plan = asd.plan(train_step, *args, cluster="h100:1x8")
-plan
+display(plan)
 
 # %% [markdown]
 # Every number in it is at hand. The gap says how far from the best plan this one can be at most.
@@ -86,8 +90,8 @@ for c in plan.collectives:
 # %% [markdown]
 # ## Another method
 #
-# The plans that people write by hand are constraints on the same program, so they compare under the same prices.
-# Here every array of the state is split over all devices: FSDP, also known as ZeRO-3.
+# The plans that people write by hand are constraints on the same program, so they compare under the same
+# prices. Here every array of the state is split over all devices: FSDP, also known as ZeRO-3.
 
 # %%
 fsdp = asd.plan(train_step, *args, cluster="h100:1x8", method="fsdp")
@@ -97,7 +101,7 @@ print(plan.diff(fsdp))
 # %% [markdown]
 # ## Less memory
 #
-# Give each device a quarter less than the plan wanted. The state moves out of the way; the step costs no less.
+# Give each device a quarter less than the plan wanted. The state moves out of the way; the step is no faster.
 
 # %%
 limit = plan.memory.peak * 3 // 4
@@ -123,5 +127,6 @@ print(plan.diff(changed))
 # `asd.parallelize(train_step, plan=asd.load_plan("plan.json"))`.
 
 # %%
-changed.save("plan.json")
-print(asd.load_plan("plan.json") == changed)
+path = Path(mkdtemp()) / "plan.json"
+changed.save(path)
+print(asd.load_plan(path) == changed)

@@ -63,7 +63,7 @@ def train_step(model: Transformer, optimizer: nnx.Optimizer, tokens: jax.Array, 
 
 
 def make_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens and labels int32[batch, sequence]: each row counts by its own stride, modulo the vocabulary."""
+    """Return tokens and labels int32[batch, sequence]: each row counts by a stride, modulo the vocabulary."""
     random = np.random.default_rng(step)
     start, stride = random.integers(VOCABULARY, size=(BATCH, 1)), random.integers(1, 4, size=(BATCH, 1))
     text = (start + stride * np.arange(SEQUENCE + 1)) % VOCABULARY
