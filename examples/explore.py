@@ -14,8 +14,7 @@
 # Nothing here needs an accelerator: the hardware is a name, the arguments are shapes.
 
 # %%
-from pathlib import Path
-from tempfile import mkdtemp
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +126,6 @@ print(plan.diff(changed))
 # `asd.parallelize(train_step, plan=asd.load_plan("plan.json"))`.
 
 # %%
-path = Path(mkdtemp()) / "plan.json"
+path = tempfile.mkdtemp() + "/plan.json"
 changed.save(path)
 print(asd.load_plan(path) == changed)
