@@ -24,7 +24,7 @@ def smallest_profile(problem: Problem) -> np.ndarray:
 
 def explain(problem: Problem) -> Infeasibility:
     """Name the moment that cannot fit and who is alive there, or the prices that forbid everything."""
-    if problem.limit is None or not problem.memory:
+    if problem.limit is None or not len(problem.times):
         return Infeasibility(_forbidden(problem))
     profile = smallest_profile(problem)
     at = int(np.argmax(profile))

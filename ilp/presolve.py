@@ -1,0 +1,129 @@
+"""Exact presolve: reductions that keep the optimum, until none applies.
+
+Arc consistency on forbidden pairs, settled nodes, edges that are a sum of two vectors, nodes that follow another,
+nodes of low degree without memory, and dominated strategies (Goldstein's criterion, R. F. Goldstein, "Efficient
+rotamer elimination applied to protein side-chains", Biophysical Journal 66, 1994, with memory compared row by row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ilp.dominance import undominated
+from ilp.graph import Graph, NothingLeft
+from ilp.problem import Problem
+
+__all__ = ["Reduced", "presolve"]
+
+Undo = Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """The small problem, and the way back for its choices; ``small`` is None where nothing is feasible."""
+
+    small: Problem | None
+    undo: Undo
+    left: tuple[int, ...] = ()
+    """Which node of the original each node of ``small`` is (but its last, which stands for what is settled)."""
+
+
+def presolve(problem: Problem) -> Reduced:
+    """Reduce ``problem`` as far as the reductions go."""
+    graph = Graph(problem)
+    try:
+        reduce(graph)
+    except NothingLeft:
+        return Reduced(None, lambda choice: choice)
+    small, left = graph.small()
+    return Reduced(small, lambda choice: graph.undo(left, choice), left)
+
+
+def reduce(graph: Graph) -> None:
+    """Apply the cheap reductions first, dominance where they rest, and drop moments that cannot bind any more."""
+    waiting: dict[int, None] = {}
+    graph.drop_slack_moments()
+    while True:
+        while graph.changed_edges or graph.changed_nodes:
+            while graph.changed_edges:
+                u, v = graph.changed_edges.popitem()[0]
+                if v in graph.near[u]:
+                    reduce_edge(graph, u, v)
+            if graph.changed_nodes:
+                u = graph.changed_nodes.popitem()[0]
+                if graph.cost[u] is not None and not reduce_node(graph, u):
+                    waiting[u] = None
+        for u in list(waiting):
+            del waiting[u]
+            if graph.cost[u] is not None:
+                dominate(graph, u)
+            if graph.changed_edges:
+                break
+        if not (waiting or graph.changed_edges or graph.changed_nodes):
+            graph.drop_slack_moments()
+        if not (waiting or graph.changed_edges or graph.changed_nodes):
+            return
+
+
+def reduce_edge(graph: Graph, u: int, v: int) -> None:
+    """Arc consistency, separable edges, and followers."""
+    tables = graph.tables
+    for a, b in ((u, v), (v, u)):
+        mask = tables.alive(graph.near[a][b])
+        if mask is not None:
+            graph.keep(a, mask)
+            return
+    split = tables.split(graph.near[u][v])
+    if split is not None:
+        graph.cut(u, v)
+        graph.charge(u, split[0])
+        graph.charge(v, split[1])
+        return
+    f, g = tables.function(graph.near[u][v]), tables.function(graph.near[v][u])
+    if f is not None and (g is None or len(graph.near[v]) <= len(graph.near[u])):
+        graph.merge(v, u, f)
+    elif g is not None:
+        graph.merge(u, v, g)
+
+
+def reduce_node(graph: Graph, u: int) -> bool:
+    """Forbidden strategies, settled nodes, and elimination; True if u changed or went."""
+    cost = graph.costs(u)
+    mask = graph.tables.alive(cost)
+    if mask is not None:
+        graph.keep(u, mask)
+        return True
+    if len(cost) == 1:
+        graph.settle(u)
+        return True
+    if not graph.held[u] and worth_eliminating(graph, u):
+        graph.eliminate(u)
+        return True
+    return False
+
+
+def worth_eliminating(graph: Graph, u: int) -> bool:
+    """At most two neighbours, and the table between them no larger than twice those that go."""
+    if len(graph.near[u]) < 2:
+        return True
+    if len(graph.near[u]) > 2:
+        return False
+    v, w = graph.near[u]
+    k, kv, kw = len(graph.costs(u)), len(graph.costs(v)), len(graph.costs(w))
+    return w in graph.near[v] or kv * kw <= 2 * k * (kv + kw) or kv * kw <= 4096
+
+
+def dominate(graph: Graph, u: int) -> None:
+    """Drop the strategies of u that another one beats whatever its neighbours do."""
+    cost = graph.costs(u)
+    if len(cost) == 1:
+        return
+    around = tuple(sorted(graph.near[u].values(), key=lambda table: table.serial))
+    held = tuple(graph.held[u].items())
+    key = ("undominated", cost, around, held)
+    mask = graph.tables.remember(key, lambda: undominated(graph.tables, cost, around, held))
+    if not mask.all():
+        graph.keep(u, np.asarray(mask))
