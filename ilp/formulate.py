@@ -13,6 +13,7 @@ section 4.2, with (3) as equalities: then e is integral as soon as s is, and may
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +29,11 @@ MEMORY_UNITS = 1e4
 
 @dataclass(frozen=True, slots=True)
 class Formulation:
-    """The program, and which of its columns are s."""
+    """The program, and which of its columns are s (per node) and e (per edge)."""
 
     program: Program
     s: tuple[np.ndarray, ...]
+    e: tuple[np.ndarray, ...]
     scale: float
     """The program's objective is the problem's, times this."""
 
@@ -40,19 +42,33 @@ class Formulation:
         return tuple(int(np.argmax(x[s])) for s in self.s)
 
 
-def formulate(problem: Problem, *, edges: str = "continuous") -> Formulation:
-    """Equations (1)-(4) for ``problem``; ``edges`` says whether e is "continuous" or "binary"."""
+def formulate(
+    problem: Problem,
+    *,
+    edges: str = "continuous",
+    moments: Sequence[int] | None = None,
+    ceiling: float = np.inf,
+    around: float | None = None,
+) -> Formulation:
+    """Equations (1)-(4) for ``problem``; ``edges`` says whether e is "continuous" or "binary".
+
+    Rows (4) are written for ``moments`` only, where they are given. Nothing that alone drives the cost over
+    ``ceiling`` may be chosen. ``around`` is what the optimum is known to cost, roughly.
+    """
     program = Program()
-    scale = objective_scale(problem)
-    s = tuple(program.columns(cost * scale, integer=True) for cost in problem.costs)
-    e = [program.columns(edge.cost * scale, integer=edges == "binary") for edge in problem.edges]
+    scale = objective_scale(problem, around)
+    slack = np.inf if ceiling == np.inf else ceiling - least_of_all(problem)
+    s = tuple(program.columns(capped(cost, slack) * scale, integer=True) for cost in problem.costs)
+    e = tuple(
+        program.columns(capped(edge.cost, slack) * scale, integer=edges == "binary") for edge in problem.edges
+    )
     for s_v in s:
         one_choice(program, s_v)
     for edge, e_uv in zip(problem.edges, e, strict=True):
         agree(program, e_uv, s[edge.u], s[edge.v])
-    for moment in binding_times(problem):
+    for moment in binding_times(problem) if moments is None else moments:
         fits(program, problem, s, int(moment))
-    return Formulation(program, s, scale)
+    return Formulation(program, s, e, scale)
 
 
 def one_choice(program: Program, s_v: np.ndarray) -> None:
@@ -106,10 +122,25 @@ def starts_pending(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return marks
 
 
-def objective_scale(problem: Problem) -> float:
-    """A power of two that brings the prices to about 1e3, so that a solver's absolute tolerances mean little."""
-    finite = [float(cost[np.isfinite(cost)].max(initial=0.0)) for cost in problem.costs]
+def capped(cost: np.ndarray, slack: float) -> np.ndarray:
+    """The costs, with those forbidden that exceed the least of them by more than ``slack``."""
+    return cost if slack == np.inf else np.where(cost - cost.min() > slack, np.inf, cost)
+
+
+def least_of_all(problem: Problem) -> float:
+    """The sum of every node's and every edge's least cost, in seconds: a bound, if a weak one."""
+    return sum(float(cost.min()) for cost in problem.costs) + sum(float(e.cost.min()) for e in problem.edges)
+
+
+def objective_scale(problem: Problem, around: float | None = None) -> float:
+    """Return a power of two that brings the objective to about 1e4: a solver's absolute tolerances matter little.
+
+    Where the objective is not known, the largest price is brought to 1e3.
+    """
+    if around is not None and around != 0.0 and np.isfinite(around):
+        return float(2.0 ** np.round(np.log2(1e4 / abs(around))))
+    finite = [float(np.abs(cost[np.isfinite(cost)]).max(initial=0.0)) for cost in problem.costs]
     seen = {id(edge.cost): edge.cost for edge in problem.edges}
-    finite += [float(cost[np.isfinite(cost)].max(initial=0.0)) for cost in seen.values()]
+    finite += [float(np.abs(cost[np.isfinite(cost)]).max(initial=0.0)) for cost in seen.values()]
     largest = max(finite, default=0.0)
-    return 2.0 ** np.round(np.log2(1e3 / largest)) if largest > 0 else 1.0
+    return float(2.0 ** np.round(np.log2(1e3 / largest))) if largest > 0 else 1.0

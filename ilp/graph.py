@@ -190,9 +190,7 @@ class Graph:
             if name[u] < name[v]
         ]
         memory = [
-            Memory(name[u], lo, hi, usage.array)
-            for u in left
-            for (lo, hi), usage in self.held[u].items()
+            Memory(name[u], lo, hi, usage.array) for u in left for (lo, hi), usage in self.held[u].items()
         ]
         limit = int(self.room.max()) if len(self.room) else None
         if limit is not None:

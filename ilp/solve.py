@@ -1,12 +1,18 @@
-"""From Problem to Solution."""
+"""From Problem to Solution: presolve, search, undo, and an exact look at the answer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-from ilp.problem import Problem
-from ilp.solution import Progress, Solution
-from ilp.textbook import solve_textbook, with_fixed
+import numpy as np
+
+from ilp.clock import Clock
+from ilp.infeasible import explain
+from ilp.presolve import Reduced, presolve
+from ilp.problem import Problem, ProblemError
+from ilp.search import Found, search
+from ilp.solution import Progress, Solution, relative_gap
 
 __all__ = ["solve"]
 
@@ -21,6 +27,74 @@ def solve(
     fixed: Mapping[int, int] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
-    """Solve ``problem``; see the package's docstring."""
-    del gap, work, start, progress
-    return solve_textbook(with_fixed(problem, dict(fixed or {})), seconds=seconds)
+    """Find a cheap choice that fits, and a bound on how much cheaper any could be.
+
+    Stops at a relative ``gap``, after ``seconds``, or after ``work`` table entries looked at, whichever comes first;
+    without ``seconds`` the answer is the same on every run. ``start`` is a choice to do no worse than (it is dropped
+    if it is not feasible), ``fixed`` maps nodes to strategies they must take. An infeasible problem is an answer of
+    that status, not an exception.
+    """
+    problem.verify()
+    asked = with_fixed(problem, fixed or {})
+    clock = Clock(seconds, work, gap, progress)
+    reduced = presolve(asked)
+    if reduced.small is None:
+        return _infeasible(asked, clock)
+    clock.spend(sum(map(len, problem.costs)))
+    begin = None
+    if start is not None and asked.feasible(start):
+        begin = tuple(int(k) for k in start)
+        clock.objective = asked.evaluate(begin)
+    found = search(reduced.small, clock, None)
+    if found.choice is None and begin is None and found.bound == math.inf:
+        return _infeasible(asked, clock)
+    return _solution(asked, reduced, found, begin, clock)
+
+
+def with_fixed(problem: Problem, fixed: Mapping[int, int]) -> Problem:
+    """The same problem with every other strategy of the fixed nodes forbidden."""
+    if not fixed:
+        return problem
+    costs = list(problem.costs)
+    for node, k in fixed.items():
+        if not 0 <= node < len(costs) or not 0 <= k < len(costs[node]):
+            raise ProblemError(f"{problem.name}: fixed: node {node} has no strategy {k}.")
+        only = np.full(len(costs[node]), np.inf)
+        only[k] = costs[node][k]
+        costs[node] = only
+    return Problem(problem.name, tuple(costs), problem.edges, problem.memory, problem.limit)
+
+
+def _infeasible(problem: Problem, clock: Clock) -> Solution:
+    reason = explain(problem)
+    return Solution((), math.inf, math.inf, "infeasible", clock.spent, clock.done, infeasibility=reason)
+
+
+def _solution(
+    problem: Problem, reduced: Reduced, found: Found, begin: tuple[int, ...] | None, clock: Clock
+) -> Solution:
+    """Undo presolve, take the start where it is better, and check the answer against the problem itself."""
+    choice = begin or ()
+    cost = problem.evaluate(begin) if begin is not None else math.inf
+    if found.choice is not None:
+        other = reduced.undo(found.choice)
+        if not problem.feasible(other):
+            raise AssertionError(
+                f"{problem.name}: the choice found is not feasible; this is an error in presolve."
+            )
+        if problem.evaluate(other) < cost:
+            choice, cost = other, problem.evaluate(other)
+    bound = min(found.bound, cost)
+    if relative_gap(cost, bound) <= 1e-12:
+        bound = cost
+    done = bool(choice) and relative_gap(cost, bound) <= clock.gap
+    return Solution(
+        choice,
+        cost,
+        bound,
+        "optimal" if done else "feasible",
+        clock.spent,
+        clock.done,
+        problem.peak(choice)[0] if choice else 0,
+        found.price,
+    )

@@ -146,7 +146,9 @@ class Tables:
 
     def through(self, cost: Table, a: Table, b: Table) -> Table:
         """The matrix min_u cost[u] + a[u, v] + b[u, w], over v and w."""
-        return self.remember(("through", cost, a, b), lambda: self.table(_through(cost.array, a.array, b.array)))
+        return self.remember(
+            ("through", cost, a, b), lambda: self.table(_through(cost.array, a.array, b.array))
+        )
 
 
 def _largest(a: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from ilp.engines import Engine, Outcome, Stop, run
 from ilp.formulate import Formulation, formulate
 from ilp.infeasible import explain
-from ilp.problem import Edge, Problem
+from ilp.problem import Problem
 from ilp.solution import Solution
 
 __all__ = ["solve_textbook"]
@@ -89,14 +89,3 @@ def _relaxed(
     choice = formulation.choice(x) if integral else ()
     peak = problem.peak(choice)[0] if integral else 0
     return Solution(choice, bound, bound, "optimal", spent, work, peak)
-
-
-def with_fixed(problem: Problem, fixed: dict[int, int]) -> Problem:
-    """The same problem with every other strategy of the fixed nodes forbidden."""
-    costs = list(problem.costs)
-    for node, k in fixed.items():
-        only = np.full(len(costs[node]), np.inf)
-        only[k] = costs[node][k]
-        costs[node] = only
-    edges: tuple[Edge, ...] = problem.edges
-    return Problem(problem.name, tuple(costs), edges, problem.memory, problem.limit)

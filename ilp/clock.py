@@ -1,0 +1,57 @@
+"""When to stop: counted work, seconds, or a gap; and whom to tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ilp.solution import Progress, relative_gap
+
+__all__ = ["DEFAULT_WORK", "Clock"]
+
+DEFAULT_WORK = 30_000_000_000
+"""Table entries looked at when neither seconds nor work are given: about half a minute on one core of 2024."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Counts work and keeps the best cost and bound of one solve."""
+
+    seconds: float | None
+    work: int | None
+    gap: float
+    progress: Callable[[Progress], None] | None = None
+    began: float = field(default_factory=time.perf_counter)
+    done: int = 0
+    objective: float = float("inf")
+    bound: float = float("-inf")
+
+    def spend(self, entries: int) -> None:
+        """Count table entries looked at."""
+        self.done += int(entries)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left; None if they are not limited."""
+        return None if self.seconds is None else max(0.0, self.seconds - self.spent)
+
+    def over(self, share: float = 1.0) -> bool:
+        """Whether ``share`` of what may be spent is spent, or the gap is reached."""
+        if relative_gap(self.objective, self.bound) <= self.gap:
+            return True
+        if self.work is not None and self.done >= share * self.work:
+            return True
+        if self.seconds is not None:
+            return self.spent >= share * self.seconds
+        return self.work is None and self.done >= share * DEFAULT_WORK
+
+    def tell(self, phase: str) -> None:
+        """Report to whoever listens."""
+        if self.progress is not None:
+            self.progress(Progress(phase, self.objective, self.bound, self.spent, self.done))

@@ -1,0 +1,117 @@
+"""Prices for memory, by cutting planes.
+
+Every choice x, whether it fits or not, says that the dual function is at most cost(x) + λ·(held(x) - limit). The
+prices that maximise the least of these cuts are tried next (J. E. Kelley, "The cutting-plane method for solving
+convex programs", J. SIAM 8(4), 1960). Only moments at which some choice held too much have a price at all, and of
+these one or two stay above zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import linprog
+
+from ilp.clock import Clock
+from ilp.relaxation import Relaxation
+from ilp.solution import relative_gap
+
+__all__ = ["Incumbent", "find_prices"]
+
+ROUNDS = 60
+MOST_MOMENTS = 12
+SWEEPS = 12
+"""Sweeps per price tried; the messages carry over from the last."""
+
+
+@dataclass(slots=True)
+class Incumbent:
+    """The best choice that fits, and what it costs."""
+
+    choice: np.ndarray | None = None
+    cost: float = math.inf
+
+    def offer(self, relaxation: Relaxation, choice: np.ndarray, clock: Clock) -> bool:
+        """Keep ``choice`` if it fits and is cheaper."""
+        cost = relaxation.worth(choice)
+        if cost >= min(self.cost, relaxation.big) or relaxation.excess(choice) > 0:
+            return False
+        self.choice, self.cost = choice.copy(), cost
+        clock.objective = min(clock.objective, cost)
+        return True
+
+
+@dataclass(slots=True)
+class _Cuts:
+    """The choices seen: what they cost and held over the limit at each moment."""
+
+    cost: list[float] = field(default_factory=list)
+    over: list[np.ndarray] = field(default_factory=list)
+    moments: list[int] = field(default_factory=list)
+
+    def add(self, cost: float, over: np.ndarray) -> None:
+        self.cost.append(cost)
+        self.over.append(over)
+        worst = int(np.argmax(over))
+        if over[worst] > 0 and worst not in self.moments and len(self.moments) < MOST_MOMENTS:
+            self.moments.append(worst)
+
+    def best(self, cap: float, unit: float) -> tuple[np.ndarray, float]:
+        """Prices of ``moments`` that maximise the least cut, at most ``cap`` in all, and that least cut."""
+        n = len(self.moments)
+        over = np.array([row[self.moments] for row in self.over]) * unit
+        scale = max(1e-300, float(np.abs(self.cost).max()))
+        matrix = np.hstack([-over * (1.0 / scale), np.ones((len(self.cost), 1))])
+        result = linprog(
+            np.append(np.zeros(n), -1.0),
+            A_ub=np.vstack([matrix, np.append(np.ones(n), 0.0)]),
+            b_ub=np.append(np.array(self.cost) / scale, cap),
+            bounds=[(0, None)] * n + [(None, None)],
+            method="highs",
+        )
+        if result.x is None:
+            return np.zeros(n), math.inf
+        return result.x[:n] * unit, float(result.x[n]) * scale
+
+
+def find_prices(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
+    """Raise the bound by pricing the moments that are over the limit; offer every choice met on the way."""
+    cuts = _Cuts()
+    unit = 1.0 / max(relaxation.limit, 1)
+    _try(relaxation, cuts, incumbent, clock, rng, 4 * SWEEPS)
+    cap = max(abs(relaxation.bound), abs(cuts.cost[0]) * 1e-3)
+    for _ in range(ROUNDS):
+        if clock.over(0.4) or not cuts.moments:
+            break
+        prices, model = cuts.best(cap, unit)
+        if prices.sum() >= 0.99 * cap * unit:
+            cap *= 4
+            if relaxation.bound > relaxation.big:
+                break
+        elif relative_gap(model, relaxation.bound) < 0.2 * clock.gap:
+            break
+        spread = np.zeros(len(relaxation.prices))
+        spread[cuts.moments] = prices
+        relaxation.set_prices(spread)
+        _try(relaxation, cuts, incumbent, clock, rng, SWEEPS)
+        clock.tell("prices")
+    relaxation.set_prices(relaxation.best_prices)
+
+
+def _try(
+    relaxation: Relaxation,
+    cuts: _Cuts,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    sweeps: int,
+) -> None:
+    """Bound the optimum at the present prices, and cut by two choices that are good there."""
+    relaxation.ascend(sweeps, clock)
+    clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
+    for forward in (True, False):
+        choice = relaxation.polished(relaxation.rounded(forward), 2, rng, clock)
+        incumbent.offer(relaxation, choice, clock)
+        cuts.add(relaxation.worth(choice), relaxation.held(choice) - float(relaxation.limit))

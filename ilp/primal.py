@@ -1,0 +1,67 @@
+"""Choices that fit: repair by raising prices where too much is held, then descent over forests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ilp.clock import Clock
+from ilp.forest import ball, improve
+from ilp.memory import charge
+from ilp.prices import Incumbent
+from ilp.relaxation import Relaxation
+
+__all__ = ["descend", "repair"]
+
+REPAIR_ROUNDS = 80
+
+
+def repair(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
+    """From the choice that the messages tell, raise the prices of what is broken until it fits."""
+    choice = relaxation.polished(relaxation.rounded(True), 2, rng, clock)
+    prices = relaxation.prices.copy()
+    step = max(float(prices.max(initial=0.0)), abs(relaxation.bound) / max(relaxation.limit, 1)) / 16
+    for _ in range(REPAIR_ROUNDS):
+        held = relaxation.held(choice)
+        worst = int(np.argmax(held)) if len(held) else 0
+        if not len(held) or held[worst] <= relaxation.limit:
+            return incumbent.offer(relaxation, choice, clock)
+        if clock.over():
+            return False
+        prices[worst] += step
+        step *= 1.15
+        priced = charge(relaxation.flat.at, relaxation.rows, prices, relaxation.cost)
+        for _ in range(3):
+            clock.spend(improve(relaxation.flat, priced, choice, rng.permutation(len(choice))))
+    return False
+
+
+def descend(
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    moves: int,
+    share: float,
+) -> bool:
+    """Re-choose forests, large and small, at prices around the best; keep what fits and costs less."""
+    assert incumbent.choice is not None
+    nodes = len(incumbent.choice)
+    before = incumbent.cost
+    factor, priced = 1.0, relaxation.priced
+    for move in range(moves):
+        if clock.over(share):
+            break
+        if move % 8 == 0:
+            factor = float(rng.choice([0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3]))
+            prices = relaxation.best_prices * factor
+            priced = charge(relaxation.flat.at, relaxation.rows, prices, relaxation.cost)
+        if rng.random() < 0.2:
+            candidates = rng.permutation(nodes)
+        else:
+            near = ball(relaxation.flat, int(rng.integers(nodes)), int(2 ** rng.uniform(3, 9)))
+            candidates = rng.permutation(near) if rng.random() < 0.5 else near
+        choice = incumbent.choice.copy()
+        clock.spend(improve(relaxation.flat, priced, choice, candidates) + 4 * nodes)
+        if (choice != incumbent.choice).any():
+            incumbent.offer(relaxation, choice, clock)
+    return incumbent.cost < before

@@ -1,0 +1,150 @@
+"""The search over a presolved problem: bound, round, fix, and the exact program on what is left."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ilp.clock import Clock
+from ilp.engines import Stop
+from ilp.kernel import kernel
+from ilp.mip import Answer, entries, exact
+from ilp.prices import Incumbent, find_prices
+from ilp.primal import descend, repair
+from ilp.problem import Problem
+from ilp.relaxation import Relaxation, relax
+
+__all__ = ["Found", "search"]
+
+TINY = 4_000
+"""Table entries up to which the exact program is solved outright."""
+
+EXACT = 60_000
+"""Table entries up to which the exact program is tried on a kernel."""
+
+NODES = 2_000
+"""Branch-and-bound nodes of one exact program, where seconds are not limited."""
+
+SWEEPS = 20
+"""Sweeps between two looks at the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best choice of a small problem (None if none was found), a bound, and the price of a byte."""
+
+    choice: tuple[int, ...] | None
+    bound: float
+    price: float = 0.0
+
+
+def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Found:
+    """Solve a presolved problem as well as ``clock`` allows. A bound of inf says that nothing is feasible."""
+    if entries(problem) + sum(map(len, problem.costs)) <= TINY:
+        answer = exact(problem, _stop(clock), start=start)
+        clock.spend(200 * entries(problem) + 1000)
+        return _taken(problem, answer, start)
+    rng = np.random.default_rng(0)
+    incumbent = Incumbent()
+    relaxation = relax(problem)
+    if start is not None:
+        incumbent.offer(relaxation, np.array(start, dtype=np.int64), clock)
+    _bound(relaxation, incumbent, clock, rng)
+    price = float(relaxation.best_prices.sum())
+    if relaxation.bound > relaxation.big:
+        return Found(None, math.inf, price)
+    if incumbent.choice is None:
+        repair(relaxation, incumbent, clock, rng)
+    bound = _close(relaxation, incumbent, clock, rng)
+    choice = None if incumbent.choice is None else tuple(incumbent.choice.tolist())
+    return Found(choice, bound, price)
+
+
+def _taken(problem: Problem, answer: Answer, start: tuple[int, ...] | None) -> Found:
+    """An exact program's answer, or the start where that is no worse."""
+    if start is not None and (answer.choice is None or problem.evaluate(start) <= answer.objective):
+        cost = problem.evaluate(start)
+        return Found(start, cost if answer.status in ("optimal", "infeasible") else min(answer.bound, cost))
+    return Found(answer.choice, answer.bound)
+
+
+def _stop(clock: Clock, share: float = 1.0, nodes: int = NODES) -> Stop:
+    if clock.left is None:
+        return Stop(None, min(clock.gap, 1e-6) / 2, nodes)
+    return Stop(clock.left * share, min(clock.gap, 1e-6) / 2, None)
+
+
+def _bound(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
+    """Raise the bound as far as it goes, offering choices on the way."""
+    if len(relaxation.prices):
+        find_prices(relaxation, incumbent, clock, rng)
+    last = -math.inf
+    for _ in range(40):
+        now = relaxation.ascend(SWEEPS, clock)
+        clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
+        for forward in (True, False):
+            choice = relaxation.polished(relaxation.rounded(forward), 2, rng, clock)
+            incumbent.offer(relaxation, choice, clock)
+        clock.tell("bound")
+        gap = incumbent.cost - now if math.isfinite(incumbent.cost) else abs(now)
+        if clock.over(0.5) or now - last <= 2e-3 * gap:
+            return
+        last = now
+
+
+def _close(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> float:
+    """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
+    bound = relaxation.bound
+    share = 0.1
+    for attempt in range(200):
+        bound = min(max(bound, relaxation.bound), incumbent.cost)
+        clock.bound = max(clock.bound, bound)
+        clock.tell("search")
+        if clock.over() or bound >= incumbent.cost:
+            break
+        if incumbent.choice is not None:
+            descend(relaxation, incumbent, clock, rng, 300, 1.0)
+        if clock.over():
+            break
+        proof, bound = _kernel(relaxation, incumbent, clock, bound, share)
+        if proof:
+            break
+        share = min(1.0, share * 1.6)
+        if attempt >= 12 and clock.seconds is None and clock.work is None:
+            break
+    return min(bound, incumbent.cost)
+
+
+def _kernel(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, bound: float, share: float
+) -> tuple[bool, float]:
+    """Solve the largest kernel that is small enough; return whether that settled the problem, and the bound."""
+    keep = incumbent.choice
+    span = incumbent.cost - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
+    for width in (1.0, 0.5, 0.25, 0.1, 0.03, 0.01):
+        complete = width == 1.0 and keep is not None
+        ceiling = relaxation.bound + width * span + 1e-12 * abs(relaxation.bound)
+        reduced = kernel(relaxation, ceiling, keep)
+        clock.spend(20 * len(relaxation.cost))
+        if reduced.small is None:
+            return complete, incumbent.cost if complete else bound
+        if entries(reduced.small) > EXACT * share and entries(reduced.small) > TINY:
+            continue
+        answer = _exact(reduced.small, relaxation, clock)
+        improved = answer.choice is not None and incumbent.offer(
+            relaxation, np.array(reduced.undo(answer.choice), dtype=np.int64), clock
+        )
+        if complete and answer.status in ("optimal", "infeasible"):
+            return True, incumbent.cost
+        if complete:
+            bound = max(bound, min(answer.bound, incumbent.cost))
+        if improved or answer.status == "optimal":
+            return False, bound
+    return False, bound
+
+
+def _exact(small: Problem, relaxation: Relaxation, clock: Clock) -> Answer:
+    clock.spend(1000 * entries(small))
+    return exact(small, _stop(clock, 0.3, 200), around=relaxation.bound)
