@@ -4,7 +4,20 @@
 plan. `python -m autosharding rules` is the whole table.
 """
 
-from autosharding.rules import contraction, elementwise, reduction, shape
+from autosharding.rules import (
+    algebra,
+    contraction,
+    convolution,
+    effects,
+    elementwise,
+    indexing,
+    order,
+    pieces,
+    random,
+    reduction,
+    shape,
+    windows,
+)
 from autosharding.rules.base import REGISTRY, Dim, Dims, Rule, Shard, axis_index, numeric, replicated, rule
 from autosharding.rules.lookup import rule_for
 
@@ -14,13 +27,21 @@ __all__ = [
     "Dims",
     "Rule",
     "Shard",
+    "algebra",
     "axis_index",
     "contraction",
+    "convolution",
+    "effects",
     "elementwise",
+    "indexing",
     "numeric",
+    "order",
+    "pieces",
+    "random",
     "reduction",
     "replicated",
     "rule",
     "rule_for",
     "shape",
+    "windows",
 ]

@@ -1,11 +1,11 @@
-"""Contractions: `dot_general`."""
+"""Contractions: `dot_general` and its ragged form."""
 
 from __future__ import annotations
 
 from math import prod
 
 from autosharding.graph import Op
-from autosharding.rules.base import Rule, rule
+from autosharding.rules.base import Dim, Dims, Rule, rule, sizes_of
 
 
 @rule("dot_general")
@@ -34,4 +34,42 @@ def dot_general(op: Op) -> Rule:
         reduced={f: "sum" for f in sizes if f.startswith("k")},
         linear=(frozenset({0}), frozenset({1})),
         flops=2.0 * prod(sizes.values()),
+    )
+
+
+@rule("ragged_dot_general")
+def ragged_dot_general(op: Op) -> Rule:
+    """As `dot_general`; the ragged dim of the left operand and the group dim stay whole.
+
+    The result is `g? b i j`: a group dim in front where the ragged dim is contracted.
+    """
+    lhs, rhs, groups = op.inputs[:3]
+    numbers = op.params["ragged_dot_dimension_numbers"]
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    left: list[Dim] = [(f"i{d}",) for d in range(lhs.rank)]
+    right: list[Dim] = [(f"j{d}",) for d in range(rhs.rank)]
+    for kind, pairs in (
+        ("b", zip(lhs_batch, rhs_batch, strict=True)),
+        ("k", zip(lhs_contract, rhs_contract, strict=True)),
+    ):
+        for n, (i, j) in enumerate(pairs):
+            left[i] = right[j] = (f"{kind}{n}",)
+    ragged = numbers.lhs_ragged_dimensions[0]
+    held = {*left[ragged], *(f for d in numbers.rhs_group_dimensions for f in right[d])}
+    free_left = [left[d] for d in range(lhs.rank) if d not in (*lhs_contract, *lhs_batch)]
+    skipped = (*rhs_contract, *rhs_batch, *numbers.rhs_group_dimensions)
+    free_right = [right[d] for d in range(rhs.rank) if d not in skipped]
+    front: list[Dim] = [()] if ragged in lhs_contract else []
+    sizes = sizes_of((tuple(left), lhs.shape), (tuple(right), rhs.shape))
+    # group sizes per batch element come with the batch dims in front
+    batch = [left[d] for d in lhs_batch]
+    sized: Dims = (*(batch + free_left)[: groups.rank - 1], ()) if groups.rank > 1 else ((),) * groups.rank
+    return Rule(
+        operands=(tuple(left), tuple(right), sized, *(((),) * a.rank for a in op.inputs[3:])),
+        results=((*front, *batch, *free_left, *free_right),),
+        sizes=sizes,
+        reduced={f: "sum" for f in sizes if f.startswith("k") and f not in held},
+        whole=frozenset(held),
+        linear=(frozenset({0}), frozenset({1})),
+        flops=2.0 * prod(op.outputs[0].shape) * prod(lhs.shape[d] for d in lhs_contract),
     )

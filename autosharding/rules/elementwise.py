@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from autosharding.graph import Atom, Literal, Op
-from autosharding.rules.base import Dim, Dims, Rule, rule
+from autosharding.rules.base import Dim, Dims, Rule, factors_of, rule, sizes_of
 
 _UNARY = (
-    "abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil conj copy copy_p cos "
-    "cosh device_put digamma erf erf_inv erfc exp exp2 expm1 floor imag integer_pow is_finite lgamma log log1p log2 "
-    "logistic logit name not one_minus_square polygamma population_count real reduce_precision reshard round rsqrt "
-    "sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh clz convert_element_type neg"
+    "abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clz conj convert_element_type copy cos cosh "
+    "digamma erf erf_inv erfc exp exp2 expm1 floor imag integer_pow is_finite lgamma log log1p log2 logistic name neg "
+    "not one_minus_square polynomial population_count real reduce_precision round rsqrt sign sin sinh sqrt square "
+    "stop_gradient tan tanh to_edtype from_edtype"
 ).split()
 
 _BINARY = (
-    "add add_any atan2 complex div eq ge gt le lt max min mul ne nextafter or and pow rem shift_left "
-    "shift_right_arithmetic shift_right_logical sub xor igamma igammac igamma_grad_a random_gamma_grad zeta eq_to le_to lt_to"
+    "add add_any and atan2 complex div eq eq_to ge gt igamma igamma_grad_a igammac le le_to lt lt_to max min mul mulhi "
+    "ne nextafter or polygamma pow random_gamma_grad rem shift_left shift_right_arithmetic shift_right_logical sub xor "
+    "zeta"
 ).split()
 
 _NARY = ("clamp", "select_n", "regularized_incomplete_beta")
 
-LINEAR_UNARY = frozenset(
-    "neg copy copy_p real imag conj reshard stop_gradient name device_put sharding_constraint".split()
-)
+_MOVES = frozenset(("copy", "stop_gradient", "name"))
+"""The result is the operand: partial states of any monoid pass."""
+
+_LINEAR_UNARY = _MOVES | {"neg", "real", "imag", "conj"}
 """`f(a + b) = f(a) + f(b)`: partial sums pass through (`convert_element_type` too where it loses no bits)."""
 
 
@@ -29,12 +31,13 @@ LINEAR_UNARY = frozenset(
 def elementwise(op: Op) -> Rule:
     """`i j, i j -> i j`."""
     out = op.outputs[0]
-    result: Dims = tuple((f"d{d}",) if n > 1 else () for d, n in enumerate(out.shape))
+    result = factors_of("d", out.shape)
     return Rule(
         operands=tuple(_broadcast(a, result) for a in op.inputs),
-        results=(result,),
-        sizes={f[0]: n for f, n in zip(result, out.shape, strict=True) if f},
+        results=(result,) * len(op.outputs),
+        sizes=sizes_of((result, out.shape)),
         linear=_linear(op),
+        moves_data=op.name in _MOVES,
         flops=float(out.size),
     )
 
@@ -47,9 +50,9 @@ def _broadcast(a: Atom, result: Dims) -> Dims:
 
 
 def _linear(op: Op) -> tuple[frozenset[int], ...]:
-    if op.name in LINEAR_UNARY or (op.name == "convert_element_type" and _widens(op)):
+    if op.name in _LINEAR_UNARY or (op.name == "convert_element_type" and _widens(op)):
         return (frozenset({0}),)
-    if op.name in ("add", "add_any", "sub"):
+    if op.name in ("add", "add_any", "sub", "complex"):
         return (frozenset({0, 1}),)
     if op.name == "mul":
         return (frozenset({0}), frozenset({1}))
@@ -69,3 +72,21 @@ def _widens(op: Op) -> bool:
     if a.dtype_name.startswith(floats) and out.dtype_name.startswith(floats):
         return out.itemsize > a.itemsize or out.dtype == a.dtype
     return a.dtype == out.dtype
+
+
+@rule("bitcast_convert_type")
+def bitcast(op: Op) -> Rule:
+    """`i j -> i j`, or `i j -> i j 1` where the width changes: the dim of the pieces stays whole."""
+    a, out = op.inputs[0], op.outputs[0]
+    common = factors_of("d", a.shape if a.rank <= out.rank else out.shape)
+    shape = a.shape[: len(common)]
+
+    def dims(rank: int) -> Dims:
+        return (*common, *((),) * (rank - len(common)))
+
+    return Rule(
+        operands=(dims(a.rank),),
+        results=(dims(out.rank),),
+        sizes=sizes_of((common, shape)),
+        flops=float(out.size),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autosharding.graph import Op
 from autosharding.rules.base import REGISTRY, Rule, replicated
 
@@ -16,4 +18,11 @@ def rule_for(op: Op) -> Rule:
     if make is None:
         kind = "region planned as a whole" if op.name in _REGIONS else "primitive without a rule"
         return replicated(op, f"{op.name}: {kind}")
-    return make(op).verify(op)
+    return _keys_whole(op, make(op).verify(op))
+
+
+def _keys_whole(op: Op, rule: Rule) -> Rule:
+    """Arrays of PRNG keys are never split."""
+    sides = (*zip(op.inputs, rule.operands, strict=True), *zip(op.outputs, rule.results, strict=True))
+    held = {f for a, dims in sides if a.dtype.startswith("key<") for dim in dims for f in dim}
+    return replace(rule, whole=rule.whole | held) if held else rule

@@ -15,6 +15,8 @@ _MONOIDS = {
     "reduce_or": "or",
 }
 
+_OF_BOOLEANS = {"reduce_and": "and", "reduce_or": "or", "reduce_min": "and", "reduce_max": "or"}
+
 
 @rule(*_MONOIDS, "reduce_prod", "reduce_xor", "argmax", "argmin")
 def reduce(op: Op) -> Rule:
@@ -22,7 +24,7 @@ def reduce(op: Op) -> Rule:
     a = op.inputs[0]
     dims = factors_of("d", a.shape)
     gone = {f"d{d}" for d in op.params["axes"] if a.shape[d] > 1}
-    monoid = _MONOIDS.get(op.name)
+    monoid = _monoid(op)
     kept = tuple(f for d, f in enumerate(dims) if d not in op.params["axes"])
     return Rule(
         operands=(dims,),
@@ -32,6 +34,28 @@ def reduce(op: Op) -> Rule:
         whole=frozenset() if monoid else frozenset(gone),
         linear=(frozenset({0}),) if monoid == "sum" else (),
         flops=float(prod(a.shape)),
+    )
+
+
+def _monoid(op: Op) -> str | None:
+    """How shards' results join; bitwise `and`/`or` of integers do not, and the largest of booleans is their `or`."""
+    if op.outputs[0].dtype == "bool":
+        return _OF_BOOLEANS.get(op.name)
+    return None if op.name in ("reduce_and", "reduce_or") else _MONOIDS.get(op.name)
+
+
+@rule("reduce")
+def custom_reduce(op: Op) -> Rule:
+    """A reduction by the user's own function: reduced dims stay whole, initial values are scalars."""
+    arrays = op.inputs[: len(op.inputs) // 2]
+    shape, gone = arrays[0].shape, op.params["dimensions"]
+    dims = tuple(() if d in gone else f for d, f in enumerate(factors_of("d", shape)))
+    kept = tuple(f for d, f in enumerate(dims) if d not in gone)
+    return Rule(
+        operands=(dims,) * len(arrays) + ((),) * len(arrays),
+        results=(kept,) * len(op.outputs),
+        sizes=sizes_of((dims, shape)),
+        flops=float(prod(shape) * len(arrays)),
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from autosharding.graph import Op
 from autosharding.rules.base import Dims, Rule, Shard, factors_of, rule, sizes_of
 
@@ -25,6 +28,28 @@ def broadcast_in_dim(op: Op) -> Rule:
         moves_data=True,
         localise=lambda s: {"shape": s.result_shape()},
     )
+
+
+@rule("iota")
+def iota(op: Op) -> Rule:
+    """`-> i j`: each device counts from where its own piece begins."""
+    out = op.outputs[0]
+    dims = factors_of("d", out.shape)
+    return Rule(
+        operands=tuple(((),) * a.rank for a in op.inputs),
+        results=(dims,),
+        sizes=sizes_of((dims, out.shape)),
+        flops=float(out.size),
+        run=_local_iota,
+    )
+
+
+def _local_iota(shard: Shard, *sizes: Any) -> Sequence[Any]:
+    spec, out, dim = shard.results[0], shard.op.outputs[0], shard.op.params["dimension"]
+    index = jax.lax.broadcasted_iota(out.aval.dtype, shard.result_shape(), dim)
+    if not spec.dims[dim]:
+        return (index,)
+    return (index + jnp.asarray(shard.dim_offset(spec, out.shape, dim)).astype(index.dtype),)
 
 
 @rule("transpose")

@@ -1,0 +1,48 @@
+"""Operators that act on the world or on the placement of arrays, not on their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from autosharding.graph import Op
+from autosharding.rules.base import Rule, Shard, axis_index, factors_of, rule, sizes_of
+
+_WHOLE_PARAMS = {"partitioned": False}
+
+
+@rule("sharding_constraint", "reshard", "device_put", "mesh_cast", "layout_constraint")
+def placed(op: Op) -> Rule:
+    """`i j -> i j`: inside the plan a placement means nothing, the values pass as they are."""
+    dims = tuple(factors_of("x" if i else "d", a.shape) for i, a in enumerate(op.inputs))
+    return Rule(
+        operands=dims,
+        results=dims,
+        sizes=sizes_of(*((d, a.shape) for d, a in zip(dims, op.inputs, strict=True))),
+        linear=(frozenset(range(len(op.inputs))),),
+        moves_data=len(op.inputs) == 1,
+        run=lambda shard, *operands: operands,
+    )
+
+
+@rule("debug_print", "debug_callback")
+def printed(op: Op) -> Rule:
+    """Operands whole; one device prints."""
+    return Rule(
+        operands=tuple(((),) * a.rank for a in op.inputs),
+        results=tuple(((),) * v.rank for v in op.outputs),
+        sizes={},
+        run=_once,
+    )
+
+
+def _once(shard: Shard, *operands: Any) -> Sequence[Any]:
+    """Only the first device of the mesh calls."""
+
+    def call() -> None:
+        shard.bind(*operands, **_WHOLE_PARAMS)
+
+    jax.lax.cond(axis_index(tuple(shard.mesh), shard.mesh) == 0, call, lambda: None)
+    return ()
