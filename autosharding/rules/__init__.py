@@ -1,7 +1,7 @@
 """The rules of the operators: one primitive's factors each, and how it runs on a shard.
 
-`rule_for(op)` reads the rule of an op off its shapes. A primitive without a rule runs replicated and is listed in the
-plan. `python -m autosharding rules` is the whole table.
+`rule_for(op)` reads the rule of an op off its shapes. A primitive without a rule runs replicated and is
+listed in the plan. `python -m autosharding rules` is the whole table.
 """
 
 from autosharding.rules import (

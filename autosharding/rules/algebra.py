@@ -1,4 +1,4 @@
-"""Linear algebra and Fourier transforms: the batch dims are factors, matrices and transformed dims stay whole."""
+"""Linear algebra and Fourier transforms: batch dims are factors, matrices and transformed dims stay whole."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _MATRIX_FLOPS = 10.0  # a dense factorisation takes between n^3/3 (cholesky) and
     "eigh",
     "svd",
     "schur",
+    "symmetric_product",
     "hessenberg",
     "tridiagonal",
     "tridiagonal_solve",

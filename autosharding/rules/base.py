@@ -1,8 +1,8 @@
 """What a rule is: the factors of one operator, after Shardy's op-sharding rules.
 
-A matmul is `(i,k),(k,j)->(i,j)`: dims with the same factor are split alike, a factor that no result has (`k`) is
-summed. From this one sentence follow the strategies, the prices, what is partial afterwards, what may be microbatched,
-and how the op runs on a shard.
+A matmul is `(i,k),(k,j)->(i,j)`: dims with the same factor are split alike, a factor that no result has (`k`)
+is summed. From this one sentence follow the strategies, the prices, what is partial afterwards, what may be
+microbatched, and how the op runs on a shard.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ class Rule:
         operands: for each input (literals too) its dims' factors.
         results: for each output its dims' factors.
         sizes: elements along each factor.
-        reduced: factors that are reduced away, with the monoid (`sum`, `max`, ...) that joins what the shards find.
+        reduced: factors that are reduced away, with the monoid (`sum`, `max`, ...) that joins what the shards
+            find.
         whole: factors that must not be split.
         linear: sets of operands; partial sums in exactly these operands pass to every result.
         moves_data: the op only rearranges operand 0: any partial state passes, whatever its monoid.
-        added: operands added to the result (a scatter-add's operand): where a reduced factor is split they must be
-            partial over the same axes, so that they count once.
+        added: operands added to the result (a scatter-add's operand): where a reduced factor is split they
+            must be partial over the same axes, so that they count once.
         flops: floating-point operations of the whole op.
         known: False for the fallback, which runs replicated and is listed in the plan.
         localise: new params for a shard, or None when the params do not speak of sizes.
-        run: how to compute on a shard where that is more than binding the primitive; takes the `Shard` and the local
-            operands, returns the local results.
+        run: how to compute on a shard where that is more than binding the primitive; takes the `Shard` and
+            the local operands, returns the local results.
         reason: for the fallback, why it is replicated.
     """
 
@@ -91,9 +92,7 @@ class Rule:
 
     def __str__(self) -> str:
         def one(dims: Dims) -> str:
-            return (
-                " ".join(("(" + " ".join(d) + ")" if len(d) > 1 else d[0]) if d else "1" for d in dims) or "."
-            )
+            return " ".join("(" + " ".join(d) + ")" if len(d) > 1 else "".join(d) or "1" for d in dims) or "."
 
         notes = [f"{f}: {m}" for f, m in self.reduced.items()]
         notes += [f"{f}: whole" for f in sorted(self.whole)]
@@ -103,7 +102,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Shard:
-    """One op on one device, inside `shard_map`: which factors are split over which axes, and where we are in them.
+    """One op on one device, inside `shard_map`: which factors are split over which axes, and our place there.
 
     Attributes:
         op: the op.
@@ -175,7 +174,7 @@ def axis_index(axes: Sequence[str], mesh: Mapping[str, int]) -> Any:
 RuleMaker = Callable[[Op], Rule]
 
 REGISTRY: dict[str, RuleMaker] = {}
-"""Primitive name -> the function that reads an op's rule off its shapes and params. Filled by the imports of this room."""
+"""Primitive name -> the function that reads an op's rule off it. Filled by the imports of this room."""
 
 
 def rule(*names: str) -> Callable[[RuleMaker], RuleMaker]:

@@ -10,7 +10,7 @@ from autosharding.rules.base import Dim, Dims, Rule, rule, sizes_of
 
 @rule("dot_general")
 def dot_general(op: Op) -> Rule:
-    """Batch dims `b`, contracted dims `k` (summed), free dims `i` of the left and `j` of the right operand."""
+    """Batch dims `b`, contracted dims `k` (summed), free dims `i` of the left and `j` of the right side."""
     lhs, rhs = op.inputs
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = op.params["dimension_numbers"]
     left = [""] * lhs.rank

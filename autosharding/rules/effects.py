@@ -13,7 +13,7 @@ from autosharding.rules.base import Rule, Shard, axis_index, factors_of, rule, s
 _WHOLE_PARAMS = {"partitioned": False}
 
 
-@rule("sharding_constraint", "reshard", "device_put", "mesh_cast", "layout_constraint")
+@rule("sharding_constraint", "reshard", "device_put", "layout_constraint")
 def placed(op: Op) -> Rule:
     """`i j -> i j`: inside the plan a placement means nothing, the values pass as they are."""
     dims = tuple(factors_of("x" if i else "d", a.shape) for i, a in enumerate(op.inputs))

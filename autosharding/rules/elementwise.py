@@ -1,22 +1,31 @@
-"""Operators that act element by element: same dims, same factors; dims of size 1 are broadcast and have none."""
+"""Operators that act element by element: same dims, same factors; broadcast dims of size 1 have none."""
 
 from __future__ import annotations
 
 from autosharding.graph import Atom, Literal, Op
 from autosharding.rules.base import Dim, Dims, Rule, factors_of, rule, sizes_of
 
-_UNARY = (
-    "abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clz conj convert_element_type copy cos cosh "
-    "digamma erf erf_inv erfc exp exp2 expm1 floor imag integer_pow is_finite lgamma log log1p log2 logistic name neg "
-    "not one_minus_square polynomial population_count real reduce_precision round rsqrt sign sin sinh sqrt square "
-    "stop_gradient tan tanh to_edtype from_edtype"
-).split()
 
-_BINARY = (
-    "add add_any and atan2 complex div eq eq_to ge gt igamma igamma_grad_a igammac le le_to lt lt_to max min mul mulhi "
-    "ne nextafter or polygamma pow random_gamma_grad rem shift_left shift_right_arithmetic shift_right_logical sub xor "
-    "zeta"
-).split()
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_UNARY = _names(
+    """
+    abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clz conj convert_element_type copy
+    cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor imag integer_pow is_finite lgamma log log1p log2
+    logistic name neg not one_minus_square polynomial population_count real reduce_precision round rsqrt sign
+    sin sinh sqrt square stop_gradient tan tanh to_edtype from_edtype
+    """
+)
+
+_BINARY = _names(
+    """
+    add add_any and atan2 complex div eq eq_to ge gt igamma igamma_grad_a igammac le le_to lt lt_to max min
+    mul mulhi ne nextafter or polygamma pow rem shift_left shift_right_arithmetic shift_right_logical sub xor
+    zeta
+    """
+)
 
 _NARY = ("clamp", "select_n", "regularized_incomplete_beta")
 

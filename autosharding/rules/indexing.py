@@ -1,9 +1,10 @@
 """Gather and the scatters, in all their dimension numbers.
 
-Four kinds of dims: index batch dims (`n`, a factor of indices and result), operand batching dims (`b`, of all three),
-window dims taken whole (`w`), and looked-up dims, one element at a time (`v`). Where `v` is split each device looks up
-what is its own: a gather then leaves partial sums, a scatter just skips what is another's. Where the index batch of a
-scatter-add is split, each device adds its own updates to a partial operand.
+Four kinds of dims: index batch dims (`n`, a factor of indices and result), operand batching dims (`b`, of all
+three), window dims taken whole (`w`), and looked-up dims, one element at a time (`v`). Where `v` is split
+each device looks up what is its own: a gather then leaves partial sums, a scatter just skips what is
+another's. Where the index batch of a scatter-add is split, each device adds its own updates to a partial
+operand.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def gather(op: Op) -> Rule:
 
 
 def _fills_alike(op: Op) -> bool:
-    """Whether the same gather of each term of a sum gives terms of the result: what is filled in must add up."""
+    """Whether gathering each term of a sum gives terms of the result: what is filled in must add up."""
     if op.params["mode"] != GatherScatterMode.FILL_OR_DROP:
         return True
     fill = _fill_value(op)

@@ -1,7 +1,8 @@
 """Random bits and PRNG keys.
 
-With partitionable threefry every element is a hash of the key and of its own position, so each device draws exactly
-its own elements, the same numbers as unsharded. Keys are never split; what is done to keys alone is cheap and repeated.
+With partitionable threefry every element is a hash of the key and of its own position, so each device draws
+exactly its own elements, the same numbers as unsharded. Keys are never split; what is done to keys alone is
+cheap and repeated.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def random_bits(op: Op) -> Rule:
     """`. -> i j`: every dim of the result splits freely, under any number of keys; the keys stay whole."""
     key, out = op.inputs[0], op.outputs[0]
     dims = factors_of("d", out.shape)
-    if key.dtype != "key<fry>" or not jax.config.jax_threefry_partitionable:
+    config: Any = jax.config
+    if key.dtype != "key<fry>" or not config.jax_threefry_partitionable:
         return keys(op)
     return Rule(
         operands=(((),) * key.rank,),
@@ -88,7 +90,7 @@ def _joined(high: Any, low: Any, width: int) -> Any:
 def _counters(shape: Sequence[int], local: Sequence[int], offsets: Sequence[Any]) -> tuple[Any, Any]:
     """The row-major positions of a piece of an array as 64-bit numbers in two u32 words, high and low."""
     high = low = jnp.zeros(local, jnp.uint32)
-    for d, n in enumerate(local):
+    for d in range(len(local)):
         if shape[d] == 1:
             continue
         place = jax.lax.broadcasted_iota(jnp.uint32, local, d) + jnp.asarray(offsets[d]).astype(jnp.uint32)

@@ -38,7 +38,7 @@ def reduce(op: Op) -> Rule:
 
 
 def _monoid(op: Op) -> str | None:
-    """How shards' results join; bitwise `and`/`or` of integers do not, and the largest of booleans is their `or`."""
+    """How shards' results join; bitwise `and`/`or` of integers do not, the max of booleans is their `or`."""
     if op.outputs[0].dtype == "bool":
         return _OF_BOOLEANS.get(op.name)
     return None if op.name in ("reduce_and", "reduce_or") else _MONOIDS.get(op.name)

@@ -119,8 +119,8 @@ def _local_reshape(shard: Shard) -> Mapping[str, Any]:
 def compound_factors(before: Sequence[int], after: Sequence[int]) -> tuple[Dims, Dims, dict[str, int]]:
     """The common refinement of two shapes of equal size: each dim of either is a run of factors.
 
-    Both shapes are cut where their prefix products meet; inside such a block the dims are refined as long as one size
-    divides the other, and what does not divide is left without factors (it must stay whole).
+    Both shapes are cut where their prefix products meet; inside such a block the dims are refined as long as
+    one size divides the other, and what does not divide is left without factors (it must stay whole).
     """
     left: list[list[str]] = [[] for _ in before]
     right: list[list[str]] = [[] for _ in after]
@@ -164,7 +164,7 @@ def _refine(
     right: list[list[str]],
     sizes: dict[str, int],
 ) -> None:
-    """Cut the dims of one block into common factors, major first; give up on the rest where nothing divides."""
+    """Cut the dims of one block into common factors, major first; give up where nothing divides."""
     todo_left = [[d, before[d]] for d in rows if before[d] > 1]
     todo_right = [[d, after[d]] for d in cols if after[d] > 1]
     while todo_left and todo_right:
