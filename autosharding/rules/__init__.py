@@ -18,13 +18,17 @@ from autosharding.rules import (
     shape,
     windows,
 )
-from autosharding.rules.base import REGISTRY, Dim, Dims, Rule, Shard, axis_index, numeric, replicated, rule
+from autosharding.rules.base import REGISTRY, Rule, Shard, axis_index, numeric, replicated, rule
 from autosharding.rules.lookup import rule_for
+from autosharding.rules.notation import Dim, Dims, Notation, parse
+from autosharding.rules.table import rules_table
+from autosharding.rules.user import register_user_rule
 
 __all__ = [
     "REGISTRY",
     "Dim",
     "Dims",
+    "Notation",
     "Rule",
     "Shard",
     "algebra",
@@ -36,12 +40,15 @@ __all__ = [
     "indexing",
     "numeric",
     "order",
+    "parse",
     "pieces",
     "random",
     "reduction",
+    "register_user_rule",
     "replicated",
     "rule",
     "rule_for",
+    "rules_table",
     "shape",
     "windows",
 ]

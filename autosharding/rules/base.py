@@ -17,12 +17,8 @@ import jax
 from autosharding import _jax
 from autosharding.errors import RuleError
 from autosharding.graph import Op, Value
+from autosharding.rules.notation import Dims, Notation
 from autosharding.spec import Spec
-
-Dim = tuple[str, ...]
-"""The factors of one dim, major to minor; `()` is a dim that stays whole (size 1, or of no factor)."""
-
-Dims = tuple[Dim, ...]
 
 
 @dataclass(frozen=True)
@@ -91,13 +87,17 @@ class Rule:
                 )
 
     def __str__(self) -> str:
-        def one(dims: Dims) -> str:
-            return " ".join("(" + " ".join(d) + ")" if len(d) > 1 else "".join(d) or "1" for d in dims) or "."
-
-        notes = [f"{f}: {m}" for f, m in self.reduced.items()]
-        notes += [f"{f}: whole" for f in sorted(self.whole)]
-        text = f"{', '.join(map(one, self.operands))} -> {', '.join(map(one, self.results))}"
-        return text + (f"  {{{'; '.join(notes)}}}" if notes else "")
+        return str(
+            Notation(
+                self.operands,
+                self.results,
+                self.reduced,
+                self.whole,
+                self.linear,
+                self.moves_data,
+                self.added,
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -219,3 +219,9 @@ def sizes_of(*pairs: tuple[Dims, Sequence[int]]) -> dict[str, int]:
 def numeric(value: Value) -> bool:
     """Whether partial sums of this value mean anything: numbers, not booleans or PRNG keys."""
     return value.dtype != "bool" and not value.dtype.startswith("key")
+
+
+def adds_up(op: Op, i: int) -> bool:
+    """Whether partial sums of operand `i` make those of the result: integers wrap at their width."""
+    a, out = op.inputs[i], op.outputs[0]
+    return a.dtype == out.dtype or out.dtype.startswith(("f", "bf", "c"))

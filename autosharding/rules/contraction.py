@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import prod
 
 from autosharding.graph import Op
-from autosharding.rules.base import Dim, Dims, Rule, rule, sizes_of
+from autosharding.rules.base import Rule, adds_up, rule, sizes_of
+from autosharding.rules.notation import Dim, Dims
 
 
 @rule("dot_general")
@@ -32,7 +33,7 @@ def dot_general(op: Op) -> Rule:
         results=(tuple((f,) for f in out),),
         sizes=sizes,
         reduced={f: "sum" for f in sizes if f.startswith("k")},
-        linear=(frozenset({0}), frozenset({1})),
+        linear=tuple(frozenset({i}) for i in (0, 1) if adds_up(op, i)),
         flops=2.0 * prod(sizes.values()),
     )
 
@@ -70,6 +71,6 @@ def ragged_dot_general(op: Op) -> Rule:
         sizes=sizes,
         reduced={f: "sum" for f in sizes if f.startswith("k") and f not in held},
         whole=frozenset(held),
-        linear=(frozenset({0}), frozenset({1})),
+        linear=tuple(frozenset({i}) for i in (0, 1) if adds_up(op, i)),
         flops=2.0 * prod(op.outputs[0].shape) * prod(lhs.shape[d] for d in lhs_contract),
     )

@@ -7,7 +7,8 @@ from math import prod
 from typing import Any
 
 from autosharding.graph import Op
-from autosharding.rules.base import Dim, Dims, Rule, Shard, rule
+from autosharding.rules.base import Rule, Shard, adds_up, rule
+from autosharding.rules.notation import Dim, Dims
 
 
 @rule("conv_general_dilated")
@@ -41,7 +42,7 @@ def conv_general_dilated(op: Op) -> Rule:
         results=(dims(numbers.out_spec, "n", "g o"),),
         sizes=sizes,
         reduced={"i": "sum"} if "i" in sizes else {},
-        linear=(frozenset({0}), frozenset({1})),
+        linear=tuple(frozenset({i}) for i in (0, 1) if adds_up(op, i)),
         flops=2.0 * out.size * kernel * rhs.shape[numbers.rhs_spec[1]],
         localise=_local_groups,
     )

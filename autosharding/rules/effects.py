@@ -10,8 +10,6 @@ import jax
 from autosharding.graph import Op
 from autosharding.rules.base import Rule, Shard, axis_index, factors_of, rule, sizes_of
 
-_WHOLE_PARAMS = {"partitioned": False}
-
 
 @rule("sharding_constraint", "reshard", "device_put", "layout_constraint")
 def placed(op: Op) -> Rule:
@@ -40,9 +38,10 @@ def printed(op: Op) -> Rule:
 
 def _once(shard: Shard, *operands: Any) -> Sequence[Any]:
     """Only the first device of the mesh calls."""
+    whole = {"partitioned": False} if "partitioned" in shard.op.params else {}
 
     def call() -> None:
-        shard.bind(*operands, **_WHOLE_PARAMS)
+        shard.bind(*operands, **whole)
 
     jax.lax.cond(axis_index(tuple(shard.mesh), shard.mesh) == 0, call, lambda: None)
     return ()

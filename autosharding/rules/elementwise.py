@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autosharding.graph import Atom, Literal, Op
-from autosharding.rules.base import Dim, Dims, Rule, factors_of, rule, sizes_of
+from autosharding.rules.base import Rule, factors_of, rule, sizes_of
+from autosharding.rules.notation import Dim, Dims
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -28,6 +29,12 @@ _BINARY = _names(
 )
 
 _NARY = ("clamp", "select_n", "regularized_incomplete_beta")
+
+
+def arity(name: str) -> int:
+    """How many operands an elementwise primitive takes."""
+    return 3 if name in _NARY else 2 if name in _BINARY else 1
+
 
 _MOVES = frozenset(("copy", "stop_gradient", "name"))
 """The result is the operand: partial states of any monoid pass."""

@@ -240,7 +240,7 @@ def scatter(op: Op) -> Rule:
         reduced=dict.fromkeys(batch, "sum") if sums else {},
         whole=frozenset() if sums else frozenset(batch),
         linear=(frozenset({0, 2}),) if sums or op.name == "scatter" else (),
-        added=frozenset({0}),
+        added=frozenset({0}) if sums else frozenset(),
         flops=float(prod(updates.shape)),
         run=_run_scatter,
     )

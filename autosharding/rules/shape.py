@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import gcd
 from typing import Any
 
 import jax
@@ -100,7 +101,9 @@ def rev(op: Op) -> Rule:
 def reshape(op: Op) -> Rule:
     """`(a b) -> a b`: dims that split or merge share compound factors, major to minor."""
     a, out = op.inputs[0], op.outputs[0]
-    operand, result, sizes = compound_factors(a.shape, out.shape)
+    order = op.params["dimensions"] or range(a.rank)
+    read, result, sizes = compound_factors([a.shape[d] for d in order], out.shape)
+    operand = tuple(read[list(order).index(d)] for d in range(a.rank))
     return Rule(
         operands=(operand, *((),) * (len(op.inputs) - 1)),
         results=(result,),
@@ -120,7 +123,7 @@ def compound_factors(before: Sequence[int], after: Sequence[int]) -> tuple[Dims,
     """The common refinement of two shapes of equal size: each dim of either is a run of factors.
 
     Both shapes are cut where their prefix products meet; inside such a block the dims are refined as long as
-    one size divides the other, and what does not divide is left without factors (it must stay whole).
+    their sizes have a common divisor; what is left then has no factors, or one that must stay whole.
     """
     left: list[list[str]] = [[] for _ in before]
     right: list[list[str]] = [[] for _ in after]
@@ -164,13 +167,13 @@ def _refine(
     right: list[list[str]],
     sizes: dict[str, int],
 ) -> None:
-    """Cut the dims of one block into common factors, major first; give up where nothing divides."""
+    """Cut the dims of one block into common factors, major first, until they have no common divisor."""
     todo_left = [[d, before[d]] for d in rows if before[d] > 1]
     todo_right = [[d, after[d]] for d in cols if after[d] > 1]
     while todo_left and todo_right:
         (d, n), (e, m) = todo_left[0], todo_right[0]
-        size = min(n, m)
-        if n % size or m % size:
+        size = gcd(n, m)
+        if size == 1:
             break
         name = f"f{len(sizes)}"
         sizes[name] = size

@@ -52,7 +52,8 @@ case("expand_dims", lambda x: x[:, None], arr(4, 8), splits="broadcast_in_dim")
 case("rev", lambda x: lax.rev(x, (1,)), arr(4, 8), splits="rev")
 case("reshape merge", lambda x: x.reshape(32, 2), arr(4, 8, 2), splits="reshape")
 case("reshape split", lambda x: x.reshape(4, 2, 4), arr(8, 4), splits="reshape")
-case("reshape odd", lambda x: x.reshape(6, 4), arr(4, 6))
+case("reshape odd", lambda x: x.reshape(6, 4), arr(4, 6), splits="reshape")
+case("reshape permuted", lambda x: lax.reshape(x, (4, 2, 4), (1, 0)), arr(4, 8), splits="reshape")
 case("reshape unit", lambda x: x.reshape(1, 8, 1, 4), arr(8, 4), splits="reshape")
 case(
     "reshape int max",
@@ -661,7 +662,7 @@ def test_rule(name: str) -> None:
         assert counts.get(primitive), f"{primitive} has no strategy but the replicated one: {counts}"
 
 
-# --- effects and placement ------------------------------------------------------------------------------------
+# --- effects and placement --------------------------------------------------------------------------------
 
 
 def test_placement_passes() -> None:
