@@ -120,6 +120,8 @@ def _strategy(
     if not _divides(rule, factors, mesh):
         return None
     reducing = [a for a, o in choice.items() if isinstance(o, str) and o in rule.reduced]
+    if reducing and any(operand_monoids[i] != "sum" for i in rule.added):
+        return None
     passing = {a: o for a, o in choice.items() if isinstance(o, frozenset)}
     operands = []
     for i, dims in enumerate(rule.operands):
