@@ -33,7 +33,7 @@ def case(
     name: str, f: Callable[..., Any], *args: Any, splits: str = "", mesh: dict[str, int] = MESH_4
 ) -> None:
     """`splits`: the primitives that must have strategies; only they are checked (all, where it is empty)."""
-    assert name not in CASES
+    assert name not in CASES, name
     CASES[name] = (f, args, splits, mesh)
 
 
@@ -654,7 +654,18 @@ case("fft", lambda x: jnp.fft.fft(x), arr(4, 8), splits="fft")
 case("rfft2", lambda x: jnp.fft.irfft2(jnp.fft.rfft2(x)), arr(4, 6, 8), splits="fft")
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {
+    "powers",
+    "unary small",
+    "take clip int32",
+    "take promise_in_bounds int32",
+    "take promise_in_bounds uint8",
+}
+SLOW |= {f"scatter {n} {m}" for n in ("mul", "min", "max") for m in ("clip", "promise_in_bounds")}
+SLOW |= {"random bits 16", "random raw key", "index apart", "random odd"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def test_rule(name: str) -> None:
     f, args, splits, mesh = CASES[name]
     counts = check(f, *args, mesh=mesh, only=splits.split())
