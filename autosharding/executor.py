@@ -1,0 +1,174 @@
+"""Runs a plan: one `shard_map` over the whole program, every op on its local shards, every collective explicit.
+
+Nothing is left to a partitioner, so the collectives in the compiled program are the plan's: same kinds, same axes,
+same bytes. Values made of literals alone (zeros, iota) are made where they are read, in the split wanted there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from autosharding.errors import PlanMismatch
+from autosharding.graph import Graph, Literal, Op, Value
+from autosharding.plan import AS_MADE, Plan
+from autosharding.reshard import apply
+from autosharding.rules import Rule, Shard, axis_index, rule_for
+from autosharding.spec import Spec
+
+BARRIER = "optimization_barrier"
+
+
+def partition_spec(spec: Spec) -> PartitionSpec:
+    """A spec without partial axes as JAX writes it."""
+    return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in spec.dims))
+
+
+def executable(graph: Graph, plan: Plan, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, ...]]:
+    """The step as one SPMD function of global arrays (arguments, then constants), to be jitted by the caller.
+
+    Raises:
+        PlanMismatch: when the plan was made for another graph, or the mesh has other axes.
+    """
+    check(graph, plan, mesh)
+    rules = [None if op.name == BARRIER else rule_for(op) for op in graph.ops]
+    return jax.shard_map(
+        lambda *leaves: _Run(graph, plan, rules).outputs(leaves),
+        mesh=mesh,
+        in_specs=tuple(partition_spec(i.spec) for i in plan.inputs),
+        out_specs=tuple(partition_spec(o.spec) for o in plan.outputs),
+        check_vma=False,
+    )
+
+
+def check(graph: Graph, plan: Plan, mesh: jax.sharding.Mesh) -> None:
+    """Whether plan, graph and mesh belong together.
+
+    Raises:
+        PlanMismatch: saying what differs.
+    """
+    if plan.fingerprint != graph.fingerprint:
+        shapes = [
+            f"{name} is {v.type}, the plan has {i.dtype}[{','.join(map(str, i.shape))}]"
+            for name, v, i in zip(graph.input_names, graph.inputs, plan.inputs, strict=False)
+            if (v.dtype, v.shape) != (i.dtype, i.shape)
+        ]
+        differs = "; ".join(shapes[:3]) or "the program itself is another one"
+        raise PlanMismatch(
+            f"This plan was made for the step {plan.name!r} ({len(plan.steps)} ops, {len(plan.inputs)} inputs); the "
+            f"step at hand is {graph.name!r} ({len(graph.ops)} ops, {len(graph.inputs)} inputs): {differs}. "
+            "Plan the step again, or call it with the arguments the plan was made for."
+        )
+    if dict(mesh.shape) != dict(plan.mesh):
+        raise PlanMismatch(
+            f"This plan was made for the mesh {dict(plan.mesh)}, the mesh at hand is {dict(mesh.shape)}."
+        )
+
+
+class _Run:
+    """One trace of the program on one device; lives inside `shard_map`."""
+
+    def __init__(self, graph: Graph, plan: Plan, rules: Sequence[Rule | None]) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.rules = rules
+        self.mesh: Mapping[str, int] = plan.mesh
+        self.made: dict[int, Any] = {}
+        self.copies: dict[int, Any] = {}
+        self.free: dict[tuple[int, Spec], Any] = {}
+
+    def outputs(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """Run all ops on local shards."""
+        self.made.update((v.id, x) for v, x in zip(self.graph.inputs, leaves, strict=True))
+        for op in self.graph.ops:
+            if not op.is_free:
+                self._step(op)
+        return tuple(
+            self._read(a, o.read, o.spec, None)
+            for a, o in zip(self.graph.outputs, self.plan.outputs, strict=True)
+        )
+
+    def _step(self, op: Op) -> None:
+        step = self.plan.steps[op.index]
+        operands: list[Any] = []
+        for a, r, s in zip(op.inputs, step.reads, step.operands, strict=True):
+            operands.append(self._read(a, r, s, operands[-1] if operands else None))
+        rule = self.rules[op.index]
+        if rule is None:
+            results: Sequence[Any] = _tuple(jax.lax.optimization_barrier(tuple(operands)))
+        else:
+            shard = Shard(op, rule, dict(step.factors), step.operands, step.results, self.mesh)
+            results = shard.compute(*operands)
+        self.made.update((v.id, x) for v, x in zip(op.outputs, results, strict=True))
+
+    def _read(self, atom: Value | Literal, read: int, spec: Spec, near: Any) -> Any:
+        if isinstance(atom, Literal):
+            return self._as_partial(atom.value, spec) if spec.partial else _scalar(atom)
+        if self.graph.is_free(atom):
+            return self._free(atom, spec)
+        if read == AS_MADE:
+            return self.made[atom.id]
+        if read not in self.copies:
+            self.copies[read] = self._copy(read, near)
+        return self.copies[read]
+
+    def _copy(self, index: int, near: Any) -> Any:
+        copy = self.plan.copies[index]
+        x = self.made[copy.value] if copy.source == AS_MADE else self._source(copy.source, near)
+        if copy.again:
+            # made again on purpose: tied to what its reader has at hand, so that it is neither merged nor made early
+            x = (
+                jax.lax.optimization_barrier((x, near))[0]
+                if near is not None
+                else jax.lax.optimization_barrier(x)
+            )
+        for move in copy.moves:
+            x = apply(move, x, self.mesh)
+        return x
+
+    def _source(self, index: int, near: Any) -> Any:
+        if index not in self.copies:
+            self.copies[index] = self._copy(index, near)
+        return self.copies[index]
+
+    def _free(self, value: Value, spec: Spec) -> Any:
+        """A value made of literals, made in the split that its reader wants."""
+        key = (value.id, spec)
+        if key not in self.free:
+            op = self.graph.producer[value.id]
+            assert op is not None
+            x = free_value(op, spec, self.mesh)
+            self.free[key] = self._as_partial(x, spec) if spec.partial else x
+        return self.free[key]
+
+    def _as_partial(self, x: Any, spec: Spec) -> Any:
+        """One device of the partial axes keeps a whole value, the others hold zeros; other monoids repeat it."""
+        if spec.monoid != "sum":
+            return jnp.asarray(x)
+        return jnp.where(axis_index(spec.partial, self.mesh) == 0, x, jnp.zeros_like(x))
+
+
+def free_value(op: Op, spec: Spec, mesh: Mapping[str, int]) -> Any:
+    """`broadcast_in_dim` of a literal or `iota`, local piece under a spec (its partial axes ignored)."""
+    out = op.outputs[0]
+    shape = spec.local_shape(out.shape, mesh)
+    if op.name == "iota":
+        dim = op.params["dimension"]
+        offset = axis_index(spec.dims[dim], mesh) * shape[dim]
+        index = jax.lax.broadcasted_iota(op.params["dtype"], shape, dim)
+        return index + jnp.asarray(offset).astype(index.dtype) if spec.dims[dim] else index
+    literal = op.inputs[0]
+    assert isinstance(literal, Literal)
+    return jax.lax.broadcast(_scalar(literal), shape)
+
+
+def _scalar(literal: Literal) -> Any:
+    return jnp.asarray(literal.value, dtype=literal.aval.dtype)
+
+
+def _tuple(x: Any) -> tuple[Any, ...]:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
