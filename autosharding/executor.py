@@ -88,8 +88,7 @@ class _Run:
             if not op.is_free:
                 self._step(op)
         return tuple(
-            self._read(a, o.read, o.spec, None)
-            for a, o in zip(self.graph.outputs, self.plan.outputs, strict=True)
+            self._read(a, o.read, o.spec, None) for a, o in zip(self.graph.outputs, self.plan.outputs, strict=True)
         )
 
     def _step(self, op: Op) -> None:
@@ -121,11 +120,7 @@ class _Run:
         x = self.made[copy.value] if copy.source == AS_MADE else self._source(copy.source, near)
         if copy.again:
             # made again on purpose: tied to what its reader has at hand, so that it is neither merged nor made early
-            x = (
-                jax.lax.optimization_barrier((x, near))[0]
-                if near is not None
-                else jax.lax.optimization_barrier(x)
-            )
+            x = jax.lax.optimization_barrier((x, near))[0] if near is not None else jax.lax.optimization_barrier(x)
         for move in copy.moves:
             x = apply(move, x, self.mesh)
         return x

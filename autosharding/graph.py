@@ -277,6 +277,4 @@ def _worth_showing(v: Any) -> bool:
 
 def _short(v: Any) -> str:
     text = str(v)
-    return (
-        text if len(text) <= 120 else f"<{type(v).__name__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
-    )
+    return text if len(text) <= 120 else f"<{type(v).__name__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"

@@ -239,9 +239,7 @@ class Plan:
         """Every collective in the order they run."""
         ordered = sorted(self.copies, key=lambda c: c.before)
         return tuple(
-            Collective(
-                m.kind, m.axes, m.bytes, m.seconds, f"{c.name}:{c.type}", c.before, c.phase, c.line, c.cause
-            )
+            Collective(m.kind, m.axes, m.bytes, m.seconds, f"{c.name}:{c.type}", c.before, c.phase, c.line, c.cause)
             for c in ordered
             for m in c.moves
             if m.on_wire
@@ -277,9 +275,7 @@ class Plan:
         mesh = self.mesh
         for i in self.inputs:
             if not i.spec.fits(i.shape, mesh) or i.spec.partial:
-                raise PlanError(
-                    f"Input {i.name} {i.dtype}{list(i.shape)} cannot lie as {i.spec} on the mesh {mesh}."
-                )
+                raise PlanError(f"Input {i.name} {i.dtype}{list(i.shape)} cannot lie as {i.spec} on the mesh {mesh}.")
         for n, s in enumerate(self.steps):
             if len(s.reads) != len(s.operands) or not len(s.results) == len(s.values) == len(s.types):
                 raise PlanError(f"Step {n} ({s.op}) does not say the same number of reads and operands.")

@@ -81,9 +81,7 @@ def strategies(
         options += _passes(op, rule, operand_monoids)
     found: dict[tuple[tuple[Spec, ...], tuple[Spec, ...]], Strategy] = {}
     for choice in product(options, repeat=len(mesh)):
-        strategy = _strategy(
-            op, rule, mesh, dict(zip(mesh, choice, strict=True)), operand_monoids, result_monoids
-        )
+        strategy = _strategy(op, rule, mesh, dict(zip(mesh, choice, strict=True)), operand_monoids, result_monoids)
         if strategy is not None:
             found.setdefault((strategy.operands, strategy.results), strategy)
     return tuple(found.values())
@@ -125,9 +123,7 @@ def _strategy(
     passing = {a: o for a, o in choice.items() if isinstance(o, frozenset)}
     operands = []
     for i, dims in enumerate(rule.operands):
-        partial = [
-            a for a in mesh if (a in passing and i in passing[a]) or (a in reducing and i in rule.added)
-        ]
+        partial = [a for a in mesh if (a in passing and i in passing[a]) or (a in reducing and i in rule.added)]
         operands.append(_spec(dims, factors, partial, operand_monoids[i]))
     results = []
     for i, dims in enumerate(rule.results):
@@ -169,9 +165,7 @@ def _agrees(rule: Rule, choice: Mapping[str, object], monoid: str | None) -> boo
     return joined <= {monoid}
 
 
-def _spec(
-    dims: Dims, factors: Mapping[str, Sequence[str]], partial: Sequence[str], monoid: str | None
-) -> Spec:
+def _spec(dims: Dims, factors: Mapping[str, Sequence[str]], partial: Sequence[str], monoid: str | None) -> Spec:
     split = tuple(tuple(a for f in dim for a in factors.get(f, ())) for dim in dims)
     return Spec(split, tuple(partial), (monoid or "sum") if partial else "sum")
 

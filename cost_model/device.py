@@ -53,9 +53,7 @@ class Device:
         object.__setattr__(self, "flops", dict(self.flops))
         rates = (*self.flops.values(), self.memory_bandwidth)
         if not self.flops or not all(rate > 0 for rate in rates):
-            raise ClusterError(
-                f"Device {self.name!r} needs flop/s for at least one dtype and rates above zero."
-            )
+            raise ClusterError(f"Device {self.name!r} needs flop/s for at least one dtype and rates above zero.")
         if not 0 <= self.reserve < self.memory or not 0 <= self.kernel_seconds < math.inf:
             raise ClusterError(
                 f"Device {self.name!r} needs memory above its reserve (memory {self.memory}, reserve "

@@ -161,8 +161,7 @@ HARDWARE: Mapping[str, Hardware] = {
         rank=3,
         ring=4,
         link=Link(ICI_HOP, 4.5e10),
-        source="book, tpus.md: compute, memory, 4.5e10 B/s one way per link, rings on dims that are "
-        "multiples of 4",
+        source="book, tpus.md: compute, memory, 4.5e10 B/s one way per link, rings on dims that are multiples of 4",
     ),
     "tpu-v5e": TorusHardware(
         _device("TPU v5e", {**_half(1.97e14), "float32": 1.97e14, "int8": 3.94e14}, 8.1e11, 16, TPU_KERNEL),
@@ -185,8 +184,7 @@ HARDWARE: Mapping[str, Hardware] = {
         rank=2,
         ring=16,
         link=Link(ICI_HOP, 9e10),
-        source="book, tpus.md, and cloud: compute, memory; 9e10 B/s one way per link; rings only on dims "
-        "of 16",
+        source="book, tpus.md, and cloud: compute, memory; 9e10 B/s one way per link; rings only on dims of 16",
     ),
     "cpu": NodeHardware(
         Device("virtual CPU device", {"float32": 1e10, "float64": 5e9}, 5e9, 4 * GIB, 0, 5e-6),

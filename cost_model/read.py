@@ -52,9 +52,7 @@ def _named(text: str, name: str, counts: tuple[int, ...]) -> dict[str, Any]:
     hardware = HARDWARE[name]
     if isinstance(hardware, TorusHardware):
         if len(counts) > hardware.rank:
-            raise ClusterError(
-                f"Cluster {text!r} has {len(counts)} dims, {name} has {hardware.rank}: {_usage(name)}."
-            )
+            raise ClusterError(f"Cluster {text!r} has {len(counts)} dims, {name} has {hardware.rank}: {_usage(name)}.")
         wraps = tuple(size % hardware.ring == 0 for size in counts)
         wiring = Torus(counts, wraps, hardware.link)
     else:
@@ -76,15 +74,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         raw = path.read_bytes().decode()
         data = tomllib.loads(raw) if path.suffix == ".toml" else json.loads(raw)
     except OSError as error:
-        raise ClusterError(
-            f"Device file {str(path)!r} cannot be read: {error.strerror}. {_names()}"
-        ) from error
+        raise ClusterError(f"Device file {str(path)!r} cannot be read: {error.strerror}. {_names()}") from error
     except ValueError as error:
         raise ClusterError(f"Device file {str(path)!r} is neither JSON nor TOML text: {error}.") from error
     if not isinstance(data, dict):
-        raise ClusterError(
-            f"Device file {str(path)!r} must hold one table of keys, not a {type(data).__name__}."
-        )
+        raise ClusterError(f"Device file {str(path)!r} must hold one table of keys, not a {type(data).__name__}.")
     unknown = sorted(data.keys() - FILE_KEYS)
     if unknown:
         raise ClusterError(

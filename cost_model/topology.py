@@ -170,9 +170,7 @@ class Topology:
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         memory = show_bytes(self.device.usable_memory)
         title = f"{self.cluster or 'mesh'}: {self.n_devices} x {self.device.name}, {memory} usable on each"
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([title, *("  " + line.rstrip() for line in lines)])
 
     def __str__(self) -> str:

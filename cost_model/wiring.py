@@ -34,9 +34,7 @@ class Link:
     small: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.latency < math.inf or not all(
-            r > 0 for r in (self.bandwidth, *dict(self.small).values())
-        ):
+        if not 0 <= self.latency < math.inf or not all(r > 0 for r in (self.bandwidth, *dict(self.small).values())):
             raise ClusterError(
                 "A link needs a finite latency that is not negative and a bandwidth above zero; this one "
                 f"has latency {self.latency} s, bandwidth {self.bandwidth} bytes/s, small groups "
@@ -127,9 +125,7 @@ class Nodes:
         return Path(
             devices=n,
             latency=self.start + (n - m) * self.fast.latency + (m - 1) * self.slow.latency,
-            bandwidth=min(self.fast.bandwidth, k * self.slow.bandwidth)
-            if far
-            else self.fast.bandwidth_for(k),
+            bandwidth=min(self.fast.bandwidth, k * self.slow.bandwidth) if far else self.fast.bandwidth_for(k),
             step=self.start + (self.slow if far else self.fast).latency,
             direct=direct,
             exchange=direct * n / (n - 1) if n > 1 else math.inf,

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pulp
-from ortools.math_opt import model_parameters_pb2, model_pb2
+from ortools.math_opt import model_pb2
 from ortools.math_opt.python import mathopt
 
 from ilp.program import Program
@@ -119,9 +119,7 @@ def run_cbc(program: Program, stop: Stop, *, relax: bool = False) -> Outcome:
     integer = np.zeros(program.width, dtype=bool) if relax else _joined(program.integer)
     upper, cost = _joined(program.upper), _joined(program.cost)
     x = [
-        model.add_variable(
-            f"x{at}", 0, float(upper[at]), pulp.LpInteger if integer[at] else pulp.LpContinuous
-        )
+        model.add_variable(f"x{at}", 0, float(upper[at]), pulp.LpInteger if integer[at] else pulp.LpContinuous)
         for at in range(program.width)
     ]
     model += pulp.LpAffineExpression([(x[at], float(cost[at])) for at in range(program.width)])

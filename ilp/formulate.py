@@ -59,9 +59,7 @@ def formulate(
     scale = objective_scale(problem, around)
     slack = np.inf if ceiling == np.inf else ceiling - least_of_all(problem)
     s = tuple(program.columns(capped(cost, slack) * scale, integer=True) for cost in problem.costs)
-    e = tuple(
-        program.columns(capped(edge.cost, slack) * scale, integer=edges == "binary") for edge in problem.edges
-    )
+    e = tuple(program.columns(capped(edge.cost, slack) * scale, integer=edges == "binary") for edge in problem.edges)
     for s_v in s:
         one_choice(program, s_v)
     for edge, e_uv in zip(problem.edges, e, strict=True):

@@ -189,9 +189,7 @@ class Graph:
             for v, matrix in self.near[u].items()
             if name[u] < name[v]
         ]
-        memory = [
-            Memory(name[u], lo, hi, usage.array) for u in left for (lo, hi), usage in self.held[u].items()
-        ]
+        memory = [Memory(name[u], lo, hi, usage.array) for u in left for (lo, hi), usage in self.held[u].items()]
         limit = int(self.room.max()) if len(self.room) else None
         if limit is not None:
             ends = [*(np.flatnonzero(np.diff(self.room)) + 1).tolist(), len(self.room)]

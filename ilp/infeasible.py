@@ -47,9 +47,7 @@ def explain(problem: Problem) -> Infeasibility:
         )
     reason += f" The largest there: {_names(ranked)}."
     reason += (
-        f" A limit of {limit} bytes would do."
-        if limit is not None
-        else " Raise the limit or allow more strategies."
+        f" A limit of {limit} bytes would do." if limit is not None else " Raise the limit or allow more strategies."
     )
     return Infeasibility(reason, moment, peak, ranked, limit)
 
@@ -81,7 +79,5 @@ def _forbidden(problem: Problem) -> str:
             return f"Infeasible: every strategy of node {node} is forbidden (cost inf)."
     for edge in problem.edges:
         if not (edge.cost < np.inf).any():
-            return (
-                f"Infeasible: the edge between nodes {edge.u} and {edge.v} forbids every pair of strategies."
-            )
+            return f"Infeasible: the edge between nodes {edge.u} and {edge.v} forbids every pair of strategies."
     return "Infeasible: the forbidden pairs leave no choice of one strategy per node; allow more of them."

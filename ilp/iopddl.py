@@ -59,9 +59,7 @@ def _load(path: Path) -> Any:
         try:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
-            raise ProblemError(
-                f"{path}: the gzip stream is damaged or cut short ({error}); fetch it again."
-            ) from error
+            raise ProblemError(f"{path}: the gzip stream is damaged or cut short ({error}); fetch it again.") from error
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -93,15 +91,11 @@ def _problem(path: Path, body: dict[str, Any]) -> Problem:
         where = f"edge {at}"
         u, v = _pair(path, ends, where)
         if not (0 <= u < len(vectors) and 0 <= v < len(vectors)):
-            raise ProblemError(
-                f"{path}: {where} joins nodes {u} and {v}; there are nodes 0 to {len(vectors) - 1}."
-            )
+            raise ProblemError(f"{path}: {where} joins nodes {u} and {v}; there are nodes 0 to {len(vectors) - 1}.")
         joined.append(Edge(u, v, prices.matrix(cost, len(vectors[u]), len(vectors[v]), where)))
     limit = body.get("usage_limit")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise ProblemError(
-            f"{path}: usage_limit is {limit!r}; it must be a whole number of bytes, not negative."
-        )
+        raise ProblemError(f"{path}: usage_limit is {limit!r}; it must be a whole number of bytes, not negative.")
     name = body.get("name", path.name)
     return Problem(str(name), vectors, tuple(joined), tuple(memory), limit)
 
@@ -139,9 +133,7 @@ class _Prices:
 
     def _numbers(self, values: Any, where: str) -> np.ndarray:
         if not isinstance(values, list):
-            raise ProblemError(
-                f"{self.path}: {where} must be a list of numbers, got {type(values).__name__}."
-            )
+            raise ProblemError(f"{self.path}: {where} must be a list of numbers, got {type(values).__name__}.")
         array = np.array(values)
         if array.ndim != 1 or (array.dtype.kind not in "iuf" and len(values)):
             raise ProblemError(f"{self.path}: {where} must be a flat list of numbers.")
@@ -194,9 +186,7 @@ def read_solution(path: str | Path) -> tuple[int, ...]:
     data = _load(Path(path))
     data = data.get("solution") if isinstance(data, dict) else data
     if not isinstance(data, list) or not all(type(k) is int for k in data):
-        raise ProblemError(
-            f"{path}: not a solution: it must be a JSON list of strategy indices, one per node."
-        )
+        raise ProblemError(f"{path}: not a solution: it must be a JSON list of strategy indices, one per node.")
     return tuple(data)
 
 

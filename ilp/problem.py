@@ -151,9 +151,7 @@ def _verify_edges(problem: Problem) -> None:
         if not (0 <= edge.u < nodes and 0 <= edge.v < nodes):
             raise ProblemError(f"{where} names a node outside 0 to {nodes - 1}.")
         if edge.u == edge.v:
-            raise ProblemError(
-                f"{where} joins a node to itself; add its diagonal to the node's costs instead."
-            )
+            raise ProblemError(f"{where} joins a node to itself; add its diagonal to the node's costs instead.")
         if not isinstance(edge.cost, np.ndarray) or edge.cost.dtype != np.float64:
             raise ProblemError(f"{where}: costs must be a float64 matrix, got {_kind(edge.cost)}.")
         want = (len(problem.costs[edge.u]), len(problem.costs[edge.v]))
@@ -168,9 +166,7 @@ def _verify_edges(problem: Problem) -> None:
 
 def _verify_memory(problem: Problem) -> None:
     if problem.limit is not None and problem.limit < 0:
-        raise ProblemError(
-            f"{problem.name}: the memory limit is {problem.limit} bytes; it cannot be negative."
-        )
+        raise ProblemError(f"{problem.name}: the memory limit is {problem.limit} bytes; it cannot be negative.")
     nodes = len(problem.costs)
     for at, row in enumerate(problem.memory):
         where = f"{problem.name}: memory row {at} (node {row.node}, times {row.lo} to {row.hi})"
@@ -191,13 +187,9 @@ def _verify_memory(problem: Problem) -> None:
 
 def _verify_prices(prices: np.ndarray, where: str) -> None:
     if np.isnan(prices).any():
-        raise ProblemError(
-            f"{where}: entry {tuple(np.argwhere(np.isnan(prices))[0].tolist())} is not a number."
-        )
+        raise ProblemError(f"{where}: entry {tuple(np.argwhere(np.isnan(prices))[0].tolist())} is not a number.")
     if (prices == -np.inf).any():
-        raise ProblemError(
-            f"{where}: a cost is minus infinity; only plus infinity (forbidden) has a meaning."
-        )
+        raise ProblemError(f"{where}: a cost is minus infinity; only plus infinity (forbidden) has a meaning.")
 
 
 def _kind(value: object) -> str:

@@ -51,9 +51,7 @@ class Program:
         """Add ``n`` rows named ``name``: each term is (row of 0..n-1, variable, coefficient), as arrays of one shape."""
         for row, variable, coefficient in terms:
             row, variable, coefficient = np.broadcast_arrays(row, variable, coefficient)
-            self.entries.append(
-                (row.ravel() + self.height, variable.ravel(), coefficient.ravel().astype(np.float64))
-            )
+            self.entries.append((row.ravel() + self.height, variable.ravel(), coefficient.ravel().astype(np.float64)))
         self.lo.append(np.full(n, lo, dtype=np.float64))
         self.hi.append(np.full(n, hi, dtype=np.float64))
         self.names += [name] * n

@@ -79,9 +79,7 @@ def _solution(
     if found.choice is not None:
         other = reduced.undo(found.choice)
         if not problem.feasible(other):
-            raise AssertionError(
-                f"{problem.name}: the choice found is not feasible; this is an error in presolve."
-            )
+            raise AssertionError(f"{problem.name}: the choice found is not feasible; this is an error in presolve.")
         if problem.evaluate(other) < cost:
             choice, cost = other, problem.evaluate(other)
     bound = min(found.bound, cost)

@@ -140,15 +140,11 @@ class Tables:
 
     def least(self, cost: Table, a: Table) -> Table:
         """The vector min_u cost[u] + a[u, v]."""
-        return self.remember(
-            ("least", cost, a), lambda: self.table((cost.array[:, None] + a.array).min(axis=0))
-        )
+        return self.remember(("least", cost, a), lambda: self.table((cost.array[:, None] + a.array).min(axis=0)))
 
     def through(self, cost: Table, a: Table, b: Table) -> Table:
         """The matrix min_u cost[u] + a[u, v] + b[u, w], over v and w."""
-        return self.remember(
-            ("through", cost, a, b), lambda: self.table(_through(cost.array, a.array, b.array))
-        )
+        return self.remember(("through", cost, a, b), lambda: self.table(_through(cost.array, a.array, b.array)))
 
 
 def _largest(a: np.ndarray) -> float:

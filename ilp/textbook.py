@@ -57,9 +57,7 @@ def solve_textbook(
     )
 
 
-def _solve(
-    problem: Problem, formulation: Formulation, solver: Engine, stop: Stop, relax: bool
-) -> tuple[Outcome, int]:
+def _solve(problem: Problem, formulation: Formulation, solver: Engine, stop: Stop, relax: bool) -> tuple[Outcome, int]:
     """Solve until the choice fits in exact integers: a solver's tolerance may let a few bytes too many through."""
     program = formulation.program
     work = program.width

@@ -69,9 +69,7 @@ class Rule:
             ("result", self.results, op.outputs),
         ):
             if len(dims) != len(atoms):
-                raise RuleError(
-                    f"The rule for {op.where} speaks of {len(dims)} {kind}s, the op has {len(atoms)}."
-                )
+                raise RuleError(f"The rule for {op.where} speaks of {len(dims)} {kind}s, the op has {len(atoms)}.")
             for i, (d, a) in enumerate(zip(dims, atoms, strict=True)):
                 self._check_dims(op, f"{kind} {i}", d, a.shape)
         return self
@@ -82,9 +80,7 @@ class Rule:
         for factors, n in zip(dims, shape, strict=True):
             if factors and prod(self.sizes[f] for f in factors) != n:
                 sizes = " x ".join(f"{f}={self.sizes[f]}" for f in factors)
-                raise RuleError(
-                    f"The rule for {op.where} says {what} has a dim {sizes}, its shape is {shape}."
-                )
+                raise RuleError(f"The rule for {op.where} says {what} has a dim {sizes}, its shape is {shape}.")
 
     def __str__(self) -> str:
         return str(

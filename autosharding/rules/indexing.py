@@ -142,8 +142,7 @@ def _run_gather(shard: Shard, operand: Any, indices: Any) -> Sequence[Any]:
     """Local slice sizes; where a looked-up dim is split, only what is this device's own, zeros elsewhere."""
     local = shard.operand_shape(0)
     sizes = tuple(
-        local[d] if n == shard.op.inputs[0].shape[d] else n
-        for d, n in enumerate(shard.op.params["slice_sizes"])
+        local[d] if n == shard.op.inputs[0].shape[d] else n for d, n in enumerate(shard.op.params["slice_sizes"])
     )
     at = _gather_lookup(shard.op)
     split = [(i, d) for i, d in at.looked_up if shard.operands[0].dims[d]]

@@ -162,7 +162,5 @@ def _read_notes(text: str, notes: str, factors: set[str], n_operands: int) -> No
 def _positions(text: str, kind: str, n: int) -> frozenset[int]:
     parts = kind.split()
     if not parts or not all(p.isdigit() and int(p) < n for p in parts):
-        raise _wrong(
-            text, f"{kind!r} should be positions of operands, from 0 to {n - 1}, separated by spaces"
-        )
+        raise _wrong(text, f"{kind!r} should be positions of operands, from 0 to {n - 1}, separated by spaces")
     return frozenset(map(int, parts))

@@ -18,9 +18,7 @@ def broadcast_in_dim(op: Op) -> Rule:
     """Dims that the operand lacks, or has with size 1, are factors of the result alone."""
     a, out = op.inputs[0], op.outputs[0]
     result = factors_of("d", out.shape)
-    operand = tuple(
-        result[d] if n > 1 else () for n, d in zip(a.shape, op.params["broadcast_dimensions"], strict=True)
-    )
+    operand = tuple(result[d] if n > 1 else () for n, d in zip(a.shape, op.params["broadcast_dimensions"], strict=True))
     return Rule(
         operands=(operand, *((),) * (len(op.inputs) - 1)),
         results=(result,),

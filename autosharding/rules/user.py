@@ -67,9 +67,7 @@ def _rule(op: Op, said: Notation) -> Rule:
             f"{len(op.inputs)} and {len(op.outputs)}",
         )
     shapes = [a.shape for a in (*op.inputs, *op.outputs)]
-    sides = [
-        _written_out(op, said, d, s) for d, s in zip((*said.operands, *said.results), shapes, strict=True)
-    ]
+    sides = [_written_out(op, said, d, s) for d, s in zip((*said.operands, *said.results), shapes, strict=True)]
     sizes = _sizes(op, said, sides, shapes)
     sides = [
         tuple(tuple(f for f in dim if f in sizes and n > 1) for dim, n in zip(dims, shape, strict=True))
@@ -114,12 +112,7 @@ def _written_out(op: Op, said: Notation, dims: Dims, shape: Sequence[int]) -> Di
 
 def _sizes(op: Op, said: Notation, sides: Sequence[Dims], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
     """The size of every factor: dims of one factor say it, those of several leave one to be found."""
-    todo = [
-        (f, n)
-        for dims, shape in zip(sides, shapes, strict=True)
-        for f, n in zip(dims, shape, strict=True)
-        if f
-    ]
+    todo = [(f, n) for dims, shape in zip(sides, shapes, strict=True) for f, n in zip(dims, shape, strict=True) if f]
     sizes: dict[str, int] = {}
     for factors, n in sorted(todo, key=lambda t: (len(t[0]), t[1] == 1)):
         _learn(op, said, factors, n, sizes)
@@ -133,9 +126,7 @@ def _learn(op: Op, said: Notation, factors: Dim, n: int, sizes: dict[str, int]) 
         sizes.update(dict.fromkeys(unknown, 1))
         return
     if len(unknown) > 1:
-        raise _contradicts(
-            op, said, f"of a dim of {n}, the sizes of {' and '.join(unknown)} are said nowhere"
-        )
+        raise _contradicts(op, said, f"of a dim of {n}, the sizes of {' and '.join(unknown)} are said nowhere")
     known = prod(sizes.get(f, 1) for f in factors)
     if unknown and n % known == 0:
         sizes[unknown[0]] = n // known

@@ -10,9 +10,7 @@ SECOND_DECAY = 0.95
 EPSILON = 1e-8
 
 
-def adam(
-    params: Any, mu: Any, nu: Any, gradients: Any, step: jax.Array, learning_rate: float
-) -> tuple[Any, Any, Any]:
+def adam(params: Any, mu: Any, nu: Any, gradients: Any, step: jax.Array, learning_rate: float) -> tuple[Any, Any, Any]:
     """Return the parameters and both moments after step number `step` (counted from 1).
 
     The gradients may be of a lower precision than the float32 parameters and moments.

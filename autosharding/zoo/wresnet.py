@@ -98,9 +98,7 @@ def running_stats(weights: Any) -> Any:
 
 def convolve(kernel: jax.Array, x: jax.Array, stride: int = 1) -> jax.Array:
     """Return the convolution of x[b, y, x, in] with kernel[y, x, in, out], padded to size / stride."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def batch_norm(p: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:

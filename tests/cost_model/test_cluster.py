@@ -76,9 +76,9 @@ def test_logical_meshes(text, expected):
     assert [mesh.sizes for mesh in meshes] == expected
     assert all(mesh.axis_names == tuple("xyzw")[: len(mesh.axes)] for mesh in meshes)
     assert all(mesh.n_devices == cluster.n_devices for mesh in meshes)
-    assert all(
-        mesh.axes[0].bandwidth <= min(axis.bandwidth for axis in mesh.axes) for mesh in meshes[1:]
-    ) or (isinstance(cluster.wiring, Torus) or cluster.shape[0] == 1)
+    assert all(mesh.axes[0].bandwidth <= min(axis.bandwidth for axis in mesh.axes) for mesh in meshes[1:]) or (
+        isinstance(cluster.wiring, Torus) or cluster.shape[0] == 1
+    )
 
 
 def test_logical_meshes_by_number_of_axes():

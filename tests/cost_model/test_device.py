@@ -61,9 +61,7 @@ def test_every_dtype_has_a_rate(dtype, expected):
 
 def test_dtypes_of_the_table_come_first():
     h100, v100 = HARDWARE["h100"].device, HARDWARE["v100"].device
-    assert h100.flops_per_second("float8_e5m2") == pytest.approx(
-        2 * h100.flops_per_second("bfloat16"), rel=0.01
-    )
+    assert h100.flops_per_second("float8_e5m2") == pytest.approx(2 * h100.flops_per_second("bfloat16"), rel=0.01)
     assert h100.flops_per_second("uint8") == h100.flops["int8"]
     assert h100.flops_per_second("float64") == h100.flops["float64"]
     assert v100.flops_per_second("bfloat16") == v100.flops_per_second("float32")

@@ -95,9 +95,7 @@ def test_torus_dims_work_together():
 def test_torus_all_to_all_is_bound_by_the_longest_dim():
     mesh = Cluster.parse("tpu-v5p:4x16").topology({"x": 64})
     local = 1 << 24
-    assert mesh.seconds("all-to-all", "x", 64 * local) - mesh.axes[0].latency == pytest.approx(
-        local * 16 / 4 / 1.8e11
-    )
+    assert mesh.seconds("all-to-all", "x", 64 * local) - mesh.axes[0].latency == pytest.approx(local * 16 / 4 / 1.8e11)
 
 
 def test_interleaved_groups_share_the_wires():

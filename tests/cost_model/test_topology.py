@@ -106,8 +106,7 @@ def test_prices_are_sane(mesh):
 def test_more_devices_on_an_axis_cost_more():
     for name in ("cpu:{}", "h100:1x{}", "a100:1x{}", "h100:{}x8", "h100:{}x1"):
         prices = [
-            Cluster.parse(name.format(n)).logical_meshes(1)[0].seconds("all-reduce", "x", 64 * MB)
-            for n in (2, 4, 8)
+            Cluster.parse(name.format(n)).logical_meshes(1)[0].seconds("all-reduce", "x", 64 * MB) for n in (2, 4, 8)
         ]
         assert prices == sorted(prices), name
 

@@ -51,9 +51,7 @@ def check(
     for op, rule in zip(graph.ops, rules, strict=True):
         assert rule is not None
         operands = [_value(a, values) for a in op.inputs]
-        results = jax.jit(lambda *a, op=op: _jax.bind(op.primitive, op.context, dict(op.params), a))(
-            *operands
-        )
+        results = jax.jit(lambda *a, op=op: _jax.bind(op.primitive, op.context, dict(op.params), a))(*operands)
         values.update((v.id, r) for v, r in zip(op.outputs, results, strict=True))
         if only and op.name not in only:
             continue
@@ -137,9 +135,7 @@ def _places(mesh: Mapping[str, int]) -> list[dict[str, int]]:
     return [dict(zip(mesh, place, strict=True)) for place in product(*map(range, mesh.values()))]
 
 
-def _piece(
-    spec: Spec, shape: Sequence[int], at: Mapping[str, int], mesh: Mapping[str, int]
-) -> tuple[slice, ...]:
+def _piece(spec: Spec, shape: Sequence[int], at: Mapping[str, int], mesh: Mapping[str, int]) -> tuple[slice, ...]:
     found = []
     for axes, n in zip(spec.dims, shape, strict=False):
         index = 0
@@ -182,23 +178,11 @@ def _terms(x: np.ndarray, n: int, monoid: str) -> list[np.ndarray]:
 
 
 def _below(x: np.ndarray) -> np.ndarray:
-    return (
-        x
-        if x.dtype == bool
-        else np.where(x > np.iinfo(x.dtype).min, x - 1, x)
-        if x.dtype.kind in "iu"
-        else x - 1
-    )
+    return x if x.dtype == bool else np.where(x > np.iinfo(x.dtype).min, x - 1, x) if x.dtype.kind in "iu" else x - 1
 
 
 def _above(x: np.ndarray) -> np.ndarray:
-    return (
-        x
-        if x.dtype == bool
-        else np.where(x < np.iinfo(x.dtype).max, x + 1, x)
-        if x.dtype.kind in "iu"
-        else x + 1
-    )
+    return x if x.dtype == bool else np.where(x < np.iinfo(x.dtype).max, x + 1, x) if x.dtype.kind in "iu" else x + 1
 
 
 def _false(x: np.ndarray) -> np.ndarray:

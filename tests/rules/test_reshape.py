@@ -49,9 +49,7 @@ def test_every_strategy_of_a_reshape(pair: tuple[tuple[int, ...], tuple[int, ...
         pieces = _cut(x, s.operands[0], MESH)
         local = s.results[0].local_shape(after, MESH)
         got = np.stack([p.reshape(local) for p in pieces])
-        np.testing.assert_array_equal(
-            _join(got, s.results[0], after, MESH), x.reshape(after), err_msg=f"{rule} {s}"
-        )
+        np.testing.assert_array_equal(_join(got, s.results[0], after, MESH), x.reshape(after), err_msg=f"{rule} {s}")
 
 
 @given(shape_pairs())

@@ -29,9 +29,7 @@ Case = tuple[Callable[..., Any], tuple[Any, ...], str, dict[str, int]]
 CASES: dict[str, Case] = {}
 
 
-def case(
-    name: str, f: Callable[..., Any], *args: Any, splits: str = "", mesh: dict[str, int] = MESH_4
-) -> None:
+def case(name: str, f: Callable[..., Any], *args: Any, splits: str = "", mesh: dict[str, int] = MESH_4) -> None:
     """`splits`: the primitives that must have strategies; only they are checked (all, where it is empty)."""
     assert name not in CASES, name
     CASES[name] = (f, args, splits, mesh)
@@ -70,9 +68,7 @@ case("pad value", lambda x, v: lax.pad(x, v, ((1, -1, 2), (0, 0, 0))), arr(4, 8)
 case("pad one", lambda x: lax.pad(x, 1.0, ((0, 0, 1), (0, 0, 0))), arr(4, 8), splits="pad")
 case("slice", lambda x: x[:, 1:7:2], arr(4, 8), splits="slice")
 case("slice 3", lambda x: x[1:3], arr(4, 8, 4), splits="slice")
-case(
-    "concatenate", lambda x, y: jnp.concatenate([x, y], 1), arr(4, 8), arr(4, 2, seed=1), splits="concatenate"
-)
+case("concatenate", lambda x, y: jnp.concatenate([x, y], 1), arr(4, 8), arr(4, 2, seed=1), splits="concatenate")
 case("split", lambda x: jnp.split(x, [2, 6], 1), arr(4, 8), splits="split")
 case("stack", lambda x, y: jnp.stack([x, y], 1), arr(4, 8), arr(4, 8, seed=1), splits="stack")
 case("unstack", lambda x: jnp.unstack(x, axis=1), arr(4, 2, 8))
@@ -260,9 +256,7 @@ case(
         t,
         i,
         u,
-        ScatterDimensionNumbers(
-            update_window_dims=(0, 2), inserted_window_dims=(), scatter_dims_to_operand_dims=(1,)
-        ),
+        ScatterDimensionNumbers(update_window_dims=(0, 2), inserted_window_dims=(), scatter_dims_to_operand_dims=(1,)),
     ),
     arr(4, 8),
     idx(8, 4, 1),
@@ -335,9 +329,7 @@ def conv_grads(f: Callable[..., Any]) -> Callable[..., Any]:
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 _x, _w = arr(4, 5, 5, 4), arr(3, 3, 4, 8, seed=1)
 case("conv nhwc", conv(NHWC), _x, _w, splits="conv_general_dilated")
-case(
-    "conv nchw", conv(NCHW, padding="VALID"), arr(4, 4, 5, 5), arr(8, 4, 3, 3), splits="conv_general_dilated"
-)
+case("conv nchw", conv(NCHW, padding="VALID"), arr(4, 4, 5, 5), arr(8, 4, 3, 3), splits="conv_general_dilated")
 case(
     "conv mixed",
     conv(("CHNW", "IOHW", "HWNC")),
@@ -492,9 +484,7 @@ narrow(
     1 + np.abs(arr(4, 2)),
     1 + np.abs(arr(4, 2, seed=1)),
 )
-narrow(
-    "compare", lambda x, y: [x < y, x <= y, x > y, x >= y, x == y, x != y], idx(3, 4, 2), idx(3, 4, 2, seed=4)
-)
+narrow("compare", lambda x, y: [x < y, x <= y, x > y, x >= y, x == y, x != y], idx(3, 4, 2), idx(3, 4, 2, seed=4))
 narrow(
     "bits",
     lambda x, y: [x & y, x | y, x ^ y, x << y, x >> y, lax.shift_right_logical(x, y)],
@@ -640,9 +630,7 @@ case(
     arr(4, 3, 8),
     splits="triangular_solve",
 )
-case(
-    "solve right", lambda a, b: lax.linalg.triangular_solve(a, b), _m, arr(4, 8, 3), splits="triangular_solve"
-)
+case("solve right", lambda a, b: lax.linalg.triangular_solve(a, b), _m, arr(4, 8, 3), splits="triangular_solve")
 case(
     "tridiagonal",
     lambda d, b: lax.linalg.tridiagonal_solve(d, d + 9, d, b),
