@@ -95,7 +95,7 @@ def empty_stack() -> Any:
 
 
 def scope_and_phase(stack: Any) -> tuple[str, str]:
-    """The user's scopes as one path, and the phase: `transpose(jvp(..))` is backward, `jvp(..)` forward, else update."""
+    """The user's scopes as one path, and the phase: `transpose(jvp(..))` backward, `jvp(..)` forward, else update."""
     names = [e.name for e in stack.stack]
     kinds = [type(e).__name__ for e in stack.stack]
     scopes = "/".join(n for n, k in zip(names, kinds, strict=True) if k == "Scope")
@@ -125,7 +125,7 @@ def user_line(source_info: Any) -> str:
 def dtype_facts(aval: Any) -> tuple[str, str, int]:
     """(`f32`, `float32`, 4) for an abstract value; typed PRNG keys count the bytes of their words."""
     dtype = aval.dtype
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
         return str(dtype), str(dtype), int(np.prod(words.shape)) * words.dtype.itemsize
     name = np.dtype(dtype).name

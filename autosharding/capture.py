@@ -1,7 +1,7 @@
 """From a function of arrays to a `Graph`: traced once, calls inlined, dead and doubled work removed.
 
-`jit`, `custom_jvp_call`, `custom_vjp_call` and `closed_call` are replaced by their bodies. So is `jax.checkpoint`; where
-it is differentiated its arguments first pass an `optimization_barrier`, which is what keeps XLA from undoing the
+`jit`, `custom_jvp_call`, `custom_vjp_call` and `closed_call` are replaced by their bodies. So is `jax.checkpoint`;
+where it is differentiated its arguments first pass an `optimization_barrier`, which is what keeps XLA from undoing the
 recomputation. `scan`, `while` and `cond` stay whole, as ops. Closed-over arrays become inputs like any other.
 """
 
@@ -109,10 +109,7 @@ class _Flattener:
             here = stack + eqn.source_info.name_stack
             inputs = [read(v) for v in eqn.invars]
             body = _jax.inlined_body(eqn)
-            if body is None:
-                outputs = self._emit(eqn, inputs, here)
-            else:
-                outputs = self._inline(eqn, body, inputs, here)
+            outputs = self._emit(eqn, inputs, here) if body is None else self._inline(eqn, body, inputs, here)
             env.update((v, o) for v, o in zip(eqn.outvars, outputs, strict=True) if not _jax.is_drop(v))
         return [read(v) for v in jaxpr.outvars]
 
@@ -151,8 +148,9 @@ class _Flattener:
             return [folded]
         for effect in eqn.effects:
             if _jax.is_ordered_effect(effect):
+                line = self._line(eqn) or "an unknown line"
                 raise UnsupportedProgram(
-                    f"The step calls {eqn.primitive.name} with an ordered effect at {self._line(eqn) or 'an unknown line'}. "
+                    f"The step calls {eqn.primitive.name} with an ordered effect at {line}. "
                     "A program over several devices cannot keep the order of side effects (jax.jit refuses it too). "
                     "Use the unordered form, for example jax.debug.print(..., ordered=False)."
                 )

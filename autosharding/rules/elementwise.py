@@ -31,6 +31,10 @@ _BINARY = _names(
 _NARY = ("clamp", "select_n", "regularized_incomplete_beta")
 
 
+NAMES = frozenset((*_UNARY, *_BINARY, *_NARY))
+"""Every primitive that computes element by element."""
+
+
 def arity(name: str) -> int:
     """How many operands an elementwise primitive takes."""
     return 3 if name in _NARY else 2 if name in _BINARY else 1

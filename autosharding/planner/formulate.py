@@ -1,0 +1,272 @@
+"""From a graph on a topology to a 0-1 program, and what each of its nodes means.
+
+Nodes: an input (its specs), an op (its strategies), a lane of a barrier (the spec that passes), a copy (the spec a value
+is brought into for several readers) and a result. Edges carry the price of the reshard between what one side leaves and
+the other reads. A value with several readers is resharded once for those of one phase: they read a common copy node;
+where several phases read it their copies start from a common one, so that a gathered weight may be kept for the
+backward pass or gathered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autosharding.graph import PHASES, Graph, Op, Value
+from autosharding.planner.liveness import Liveness
+from autosharding.planner.tables import Table, Tables
+from autosharding.rules import Rule
+from autosharding.spec import Spec
+from ilp import Edge, Memory, Problem
+
+BARRIER = "optimization_barrier"
+
+Reader = tuple[int, int]
+"""(op index, operand position); an output is (number of ops, output position)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyNode:
+    """A spec that a value is brought into: its node, its parent copy (None: the value as made), its readers."""
+
+    node: int
+    parent: int | None
+    readers: tuple[Reader, ...]
+
+
+@dataclass(frozen=True)
+class Restrictions:
+    """What a method or the user asks for; each answers whether a spec or strategy may be taken.
+
+    Attributes:
+        inputs: input index -> the specs allowed.
+        steps: (op, its table) -> bool [k]; None allows all.
+    """
+
+    inputs: Mapping[int, Callable[[Spec], bool]] = field(default_factory=dict)
+    steps: Callable[[Op, Table], np.ndarray | None] | None = None
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """The program with its meaning.
+
+    Attributes:
+        problem: what the solver gets.
+        inputs: node of each input.
+        ops: node of each op; -1 for free ops and barriers.
+        lanes: (op, lane) -> node.
+        copies: for each value id its copy nodes, parents first.
+        reads: (reader) -> index into `copies[value]`, or None where it reads the value as made.
+        outputs: node of each result that is not state and not free; -1 else.
+        tables: op index -> table (after restrictions), for decoding.
+        specs: for each input, lane, copy and output node the indices of its states' specs in the value's space.
+    """
+
+    problem: Problem
+    inputs: tuple[int, ...]
+    ops: tuple[int, ...]
+    lanes: Mapping[tuple[int, int], int]
+    copies: Mapping[int, tuple[CopyNode, ...]]
+    reads: Mapping[Reader, int | None]
+    outputs: tuple[int, ...]
+    tables: Mapping[int, tuple[Table, np.ndarray]]
+    specs: Mapping[int, np.ndarray]
+
+
+def formulate(
+    graph: Graph,
+    rules: list[Rule | None],
+    tables: Tables,
+    life: Liveness,
+    *,
+    state: Mapping[int, int],
+    donated: frozenset[int],
+    restrictions: Restrictions,
+    limit: int | None,
+) -> Formulation:
+    """Build the program.
+
+    Args:
+        graph: the step.
+        rules: for each op its rule; None for barriers.
+        tables: spec spaces and tables on the topology.
+        life: when values are in memory.
+        state: result index -> index of the input whose new state it is.
+        donated: inputs whose buffers their new state takes over.
+        restrictions: of the method and the user.
+        limit: bytes a device may hold, or None.
+    """
+    return _Builder(graph, rules, tables, life, state, donated, restrictions, limit).build()
+
+
+class _Builder:
+    """Collects nodes and edges; alive during one call."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        rules: list[Rule | None],
+        tables: Tables,
+        life: Liveness,
+        state: Mapping[int, int],
+        donated: frozenset[int],
+        restrictions: Restrictions,
+        limit: int | None,
+    ) -> None:
+        self.graph, self.rules, self.tables, self.life = graph, rules, tables, life
+        self.state, self.donated, self.restrictions, self.limit = state, donated, restrictions, limit
+        self.costs: list[np.ndarray] = []
+        self.edges: list[Edge] = []
+        self.memory: list[Memory] = []
+        self.specs: dict[int, np.ndarray] = {}
+        self.chosen: dict[int, tuple[Table, np.ndarray]] = {}
+        self.made: dict[int, tuple[int, np.ndarray]] = {}
+        self.copies: dict[int, list[CopyNode]] = {}
+        self.reads: dict[Reader, int | None] = {}
+        self.op_nodes = [-1] * len(graph.ops)
+        self.lanes: dict[tuple[int, int], int] = {}
+
+    def build(self) -> Formulation:
+        inputs = tuple(self._input(i, v) for i, v in enumerate(self.graph.inputs))
+        for op in self.graph.ops:
+            if op.name == BARRIER:
+                for i, v in enumerate(op.outputs):
+                    space = self.tables.space(v)
+                    node = self._spec_node(self.tables.shared(np.arange(len(space.specs))))
+                    self.lanes[op.index, i] = node
+                    self.made[v.id] = (node, self.specs[node])
+            elif not op.is_free:
+                self._op(op)
+        outputs = tuple(self._output(i, a) for i, a in enumerate(self.graph.outputs))
+        self._wire(inputs, outputs)
+        problem = Problem(self.graph.name, tuple(self.costs), tuple(self.edges), tuple(self.memory), self.limit)
+        copies = {v: tuple(c) for v, c in self.copies.items()}
+        return Formulation(
+            problem, inputs, tuple(self.op_nodes), self.lanes, copies, self.reads, outputs, self.chosen, self.specs
+        )
+
+    def _node(self, costs: np.ndarray) -> int:
+        self.costs.append(costs)
+        return len(self.costs) - 1
+
+    def _spec_node(self, indices: np.ndarray) -> int:
+        node = self._node(self.tables.shared(np.zeros(len(indices))))
+        self.specs[node] = indices
+        return node
+
+    def _input(self, i: int, v: Value) -> int:
+        space = self.tables.space(v)
+        allowed = space.whole
+        test = self.restrictions.inputs.get(i)
+        if test is not None:
+            kept = np.array([k for k in allowed if test(space.specs[k])], np.int64)
+            allowed = kept if len(kept) else allowed
+        node = self._spec_node(self.tables.shared(allowed))
+        self.made[v.id] = (node, self.specs[node])
+        end = len(self.graph.ops) + 1  # the caller holds its arguments, donated ones become results
+        self._remember(node, 0, end, space.bytes[allowed])
+        return node
+
+    def _remember(self, node: int, lo: int, hi: int, usage: np.ndarray) -> None:
+        if self.limit is not None and hi > lo and usage.any():
+            self.memory.append(Memory(node, lo, hi, self.tables.shared(usage)))
+
+    def _op(self, op: Op) -> None:
+        rule = self.rules[op.index]
+        assert rule is not None
+        table = self.tables.table(op, rule)
+        kept = np.arange(len(table.strategies))
+        if self.restrictions.steps is not None:
+            mask = self.restrictions.steps(op, table)
+            if mask is not None and mask.any():
+                kept = np.flatnonzero(mask)
+        kept = self.tables.shared(kept)
+        self.chosen[op.index] = (table, kept)
+        node = self.op_nodes[op.index] = self._node(self.tables.shared(table.seconds[kept]))
+        aliased = {
+            a.id for o, a in enumerate(self.graph.outputs) if isinstance(a, Value) and self.state.get(o) in self.donated
+        }
+        for v, index in zip(op.outputs, table.results, strict=True):
+            index = self.tables.shared(index[kept])
+            self.made[v.id] = (node, index)
+            if self.life.materialised[v.id] and v.id not in aliased:
+                self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
+
+    def _output(self, i: int, a: object) -> int:
+        if i in self.state or not isinstance(a, Value) or self.graph.is_free(a):
+            return -1
+        return self._spec_node(self.tables.shared(self.tables.space(a).whole))
+
+    def _wire(self, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+        """Copy nodes for values with several readers, and all edges."""
+        n = len(self.graph.ops)
+        readers: dict[int, list[Reader]] = {}
+        for op in self.graph.ops:
+            if not op.is_free:
+                for i, a in enumerate(op.inputs):
+                    if isinstance(a, Value) and not self.graph.is_free(a):
+                        readers.setdefault(a.id, []).append((op.index, i))
+        for i, a in enumerate(self.graph.outputs):
+            if isinstance(a, Value) and not self.graph.is_free(a):
+                readers.setdefault(a.id, []).append((n, i))
+        for value, found in readers.items():
+            self._wire_value(self.graph.values[value], found, inputs, outputs)
+
+    def _wire_value(self, v: Value, found: list[Reader], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+        by_phase: dict[str, list[Reader]] = {}
+        for r in found:
+            by_phase.setdefault(self._phase(r), []).append(r)
+        parent: int | None = None
+        if len(by_phase) > 1:
+            parent = self._copy(v, None, tuple(found))
+        for phase in PHASES:
+            group = by_phase.get(phase, [])
+            source = self._copy(v, parent, tuple(group)) if len(group) > 1 else parent
+            for r in group:
+                self.reads[r] = source
+                self._edge(v, source, *self._target(v, r, inputs, outputs))
+
+    def _phase(self, r: Reader) -> str:
+        return self.graph.ops[r[0]].phase if r[0] < len(self.graph.ops) else "update"
+
+    def _copy(self, v: Value, parent: int | None, found: tuple[Reader, ...]) -> int:
+        space = self.tables.space(v)
+        node = self._spec_node(self.tables.shared(np.arange(len(space.specs))))
+        self._edge(v, parent, node, self.specs[node])
+        copies = self.copies.setdefault(v.id, [])
+        copies.append(CopyNode(node, parent, found))
+        return len(copies) - 1
+
+    def _edge(self, v: Value, source: int | None, node: int, index: np.ndarray) -> None:
+        if source is None:
+            u, rows = self.made[v.id]
+        else:
+            u = self.copies[v.id][source].node
+            rows = self.specs[u]
+        if u != node:
+            self.edges.append(Edge(u, node, self.tables.matrix(self.tables.space(v), rows, index)))
+        else:  # an op that returns its own operand's state: its own choice pays
+            extra = np.diagonal(self.tables.matrix(self.tables.space(v), rows, index))
+            self.costs[node] = self.tables.shared(self.costs[node] + extra)
+
+    def _target(self, v: Value, r: Reader, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, np.ndarray]:
+        """(node, spec index of each of its states) of what a reader wants."""
+        i, position = r
+        if i == len(self.graph.ops):
+            if position not in self.state:
+                return outputs[position], self.specs[outputs[position]]
+            came = self.graph.inputs[self.state[position]]
+            node = inputs[self.state[position]]
+            specs, index = self.tables.space(came).specs, self.tables.space(v).index
+            return node, self.tables.shared(np.array([index[specs[k]] for k in self.specs[node]], np.int64))
+        op = self.graph.ops[i]
+        if op.name == BARRIER:
+            node = self.lanes[i, position]
+            return node, self.specs[node]
+        table, kept = self.chosen[i]
+        index = table.operands[position]
+        assert index is not None
+        return self.op_nodes[i], self.tables.shared(index[kept])

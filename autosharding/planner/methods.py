@@ -1,0 +1,166 @@
+"""The plans people write by hand, as restrictions on the same program: data, fsdp, zero1, zero2, megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from autosharding.errors import AutoshardingError
+from autosharding.graph import Graph, Op, Value
+from autosharding.planner.formulate import Restrictions
+from autosharding.planner.tables import Table
+from autosharding.rules import Rule
+from autosharding.spec import Spec
+
+METHODS = ("auto", "data", "fsdp", "zero1", "zero2", "megatron")
+
+_CARRIES = frozenset({"convert_element_type", "optimization_barrier", "transpose", "reshape", "copy", "squeeze"})
+"""What a weight may pass on its way to a matmul and stay that weight."""
+
+
+def restrictions(
+    method: str,
+    graph: Graph,
+    rules: Sequence[Rule | None],
+    roles: Sequence[str],
+    mesh: Mapping[str, int],
+    fixed: Mapping[int, Spec],
+) -> Restrictions:
+    """What a method asks for, with the user's own specs on top.
+
+    Raises:
+        AutoshardingError: for an unknown method.
+    """
+    if method not in METHODS:
+        raise AutoshardingError(f"There is no method {method!r}. The methods are {', '.join(METHODS)}.")
+    inputs: dict[int, Callable[[Spec], bool]] = {}
+    if method != "auto":
+        batch_axes = tuple(mesh)[:-1] if method == "megatron" else tuple(mesh)
+        for i, (v, role) in enumerate(zip(graph.inputs, roles, strict=True)):
+            if (test := _test(method, v, role, mesh, batch_axes)) is not None:
+                inputs[i] = test
+    inputs.update({i: _equals(spec) for i, spec in fixed.items()})
+    steps = {"megatron": _column_or_row, "zero2": _scattered_gradients}.get(method)
+    wanted = _constraints(graph, mesh)
+    by_method = steps(graph, rules, roles, mesh) if steps else None
+
+    def allowed(op: Op, table: Table) -> np.ndarray | None:
+        if op.index in wanted:
+            return np.array([s.results[0] == wanted[op.index] for s in table.strategies])
+        return by_method(op, table) if by_method else None
+
+    return Restrictions(inputs, allowed)
+
+
+def _equals(spec: Spec) -> Callable[[Spec], bool]:
+    return lambda s: s == spec
+
+
+def _constraints(graph: Graph, mesh: Mapping[str, int]) -> dict[int, Spec]:
+    """The user's own `with_sharding_constraint`s whose axes this mesh has: op index -> spec."""
+    found = {}
+    for op in graph.ops:
+        if op.name != "sharding_constraint":
+            continue
+        entries = getattr(op.params["sharding"], "spec", None)
+        if entries is None:
+            continue
+        dims = [(e,) if isinstance(e, str) else tuple(e or ()) for e in entries]
+        v = op.outputs[0]
+        spec = Spec((*dims, *((),) * (v.rank - len(dims))))
+        if spec.fits(v.shape, mesh):
+            found[op.index] = spec
+    return found
+
+
+def _test(
+    method: str, v: Value, role: str, mesh: Mapping[str, int], batch_axes: tuple[str, ...]
+) -> Callable[[Spec], bool] | None:
+    if role == "batch":
+        n = prod(mesh[a] for a in batch_axes)
+        if v.rank and v.shape[0] % n == 0 and not v.dtype.startswith("key"):
+            wanted = Spec((batch_axes, *((),) * (v.rank - 1)))
+            return _equals(wanted)
+        return lambda s: s.is_replicated
+    if method == "megatron":
+        tensor = tuple(mesh)[-1]
+        return lambda s: set(s.axes) <= {tensor}
+    split = role in {"fsdp": ("parameter", "optimizer"), "zero1": ("optimizer",), "zero2": ("optimizer",)}.get(
+        method, ()
+    )
+    if not split:
+        return lambda s: s.is_replicated
+    most = _most_parts(v, mesh)
+    return lambda s: _parts(s, mesh) == most
+
+
+def _parts(s: Spec, mesh: Mapping[str, int]) -> int:
+    return prod(mesh[a] for axes in s.dims for a in axes)
+
+
+def _most_parts(v: Value, mesh: Mapping[str, int]) -> int:
+    """Into how many pieces an array can be cut along one dim (all axes where one divides)."""
+    axes = tuple(mesh)
+    for k in range(len(axes), 0, -1):
+        n = prod(mesh[a] for a in axes[-k:])
+        if any(size % n == 0 and size > 0 for size in v.shape):
+            return n
+    return 1
+
+
+def weights(graph: Graph, roles: Sequence[str]) -> dict[int, int]:
+    """Value id -> input index of the parameter it is, after casts and views."""
+    found = {v.id: i for i, (v, r) in enumerate(zip(graph.inputs, roles, strict=True)) if r == "parameter"}
+    for op in graph.ops:
+        if op.name in _CARRIES:
+            for a, v in zip(op.inputs, op.outputs, strict=False):
+                if isinstance(a, Value) and a.id in found:
+                    found[v.id] = found[a.id]
+    return found
+
+
+def _column_or_row(
+    graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str], mesh: Mapping[str, int]
+) -> Callable[[Op, Table], np.ndarray | None]:
+    """Matmuls on a weight split a factor of the weight over the tensor axis (the last), never gather it."""
+    tensor = tuple(mesh)[-1]
+    held = weights(graph, roles)
+
+    def allowed(op: Op, table: Table) -> np.ndarray | None:
+        rule = rules[op.index]
+        read = [i for i, a in enumerate(op.inputs) if isinstance(a, Value) and a.id in held and a.rank > 1]
+        if op.name != "dot_general" or rule is None or not read:
+            return None
+        own = {f for i in read for dim in rule.operands[i] for f in dim}
+        return np.array([any(f in own and tensor in axes for f, axes in s.factors) for s in table.strategies])
+
+    return allowed
+
+
+def _scattered_gradients(
+    graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str], mesh: Mapping[str, int]
+) -> Callable[[Op, Table], np.ndarray | None]:
+    """The update reads each gradient split over all devices."""
+    shapes = {v.shape for v, r in zip(graph.inputs, roles, strict=True) if r == "parameter" and v.rank > 0}
+
+    def allowed(op: Op, table: Table) -> np.ndarray | None:
+        if op.phase != "update":
+            return None
+        grads = [
+            (i, a)
+            for i, a in enumerate(op.inputs)
+            if isinstance(a, Value) and a.shape in shapes and _is_gradient(graph, a)
+        ]
+        if not grads:
+            return None
+        most = {i: _most_parts(a, mesh) for i, a in grads}
+        return np.array([all(_parts(s.operands[i], mesh) == most[i] for i in most) for s in table.strategies])
+
+    return allowed
+
+
+def _is_gradient(graph: Graph, v: Value) -> bool:
+    maker = graph.producer[v.id]
+    return maker is not None and maker.phase == "backward"

@@ -1,0 +1,236 @@
+"""The planner's one function, `plan_graph`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import ilp
+from autosharding.errors import Infeasible
+from autosharding.graph import Graph
+from autosharding.plan import Alternative, Memory, Plan
+from autosharding.planner.decode import Decoder, with_budget
+from autosharding.planner.formulate import BARRIER, Formulation, Restrictions, formulate
+from autosharding.planner.liveness import Liveness, liveness
+from autosharding.planner.methods import restrictions
+from autosharding.planner.roles import roles
+from autosharding.planner.tables import Tables
+from autosharding.rules import Rule, rule_for
+from autosharding.spec import Spec
+from autosharding.strategies import monoids
+from cost_model import Cluster, Topology
+
+Report = Callable[[str], None]
+
+GAP = 1e-3
+"""Relative gap at which the solver may stop."""
+
+TIGHTENINGS = 6
+"""How often the limit of the program is lowered by what its memory rows do not see (copies for one reader)."""
+
+TABLE_ENTRIES = 60_000_000
+"""Pair-table entries up to which a logical mesh is planned whole."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A graph with all that does not depend on the mesh."""
+
+    graph: Graph
+    rules: list[Rule | None]
+    monoids: tuple[str | None, ...]
+    life: Liveness
+    roles: tuple[str, ...]
+    state: Mapping[int, int]
+    donated: frozenset[int]
+    specs: Mapping[int, Spec]
+    method: str
+
+
+def plan_graph(
+    graph: Graph,
+    cluster: Cluster | None = None,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    topology: Topology | None = None,
+    memory: int | None = None,
+    method: str = "auto",
+    state: Mapping[int, int] | None = None,
+    donated: frozenset[int] = frozenset(),
+    specs: Mapping[int, Spec] | None = None,
+    progress: Report | None = None,
+) -> Plan:
+    """Plan a graph.
+
+    Args:
+        graph: the step.
+        cluster: the hardware; its logical meshes are tried unless `mesh` or `topology` names one.
+        mesh: axis -> size.
+        topology: a mesh with its prices.
+        memory: bytes a device may hold; None takes the device's own less its reserve.
+        method: "auto" or one of the plans people write by hand.
+        state: result index -> index of the input whose new state it is; they get one spec.
+        donated: inputs whose buffers their new state takes over.
+        specs: input index -> the spec the user wants.
+        progress: called with a line of text at each stage.
+
+    Raises:
+        Infeasible: when nothing fits the memory on any mesh tried.
+    """
+    rules = [None if op.name == BARRIER else rule_for(op) for op in graph.ops]
+    state = dict(state or {})
+    task = _Task(
+        graph, rules, monoids(graph, rules), liveness(graph), roles(graph, state), state, donated, specs or {}, method
+    )
+    tell = progress or (lambda _: None)
+    tried: list[tuple[Topology, Plan | Infeasible | str]] = []
+    for t in _topologies(cluster, mesh, topology):
+        tell(f"planning on the mesh {_name(t)}")
+        tried.append((t, _attempt(task, t, memory, alone=topology is not None or mesh is not None)))
+    plans = [p for _, p in tried if isinstance(p, Plan)]
+    if not plans:
+        raise next(p for _, p in tried if isinstance(p, Infeasible))
+    best = min(plans, key=lambda p: p.seconds)
+    others = tuple(_alternative(t, p) for t, p in tried if p is not best)
+    return replace(best, alternatives=others).verify()
+
+
+def _topologies(
+    cluster: Cluster | None, mesh: Mapping[str, int] | None, topology: Topology | None
+) -> tuple[Topology, ...]:
+    if topology is not None:
+        return (topology,)
+    if cluster is None:
+        raise ValueError("plan_graph needs a cluster or a topology")
+    return (cluster.topology(mesh),) if mesh else tuple(cluster.logical_meshes(max_axes=3))
+
+
+def _attempt(task: _Task, topology: Topology, memory: int | None, *, alone: bool) -> Plan | Infeasible | str:
+    try:
+        return _plan_on(task, topology, memory, alone=alone)
+    except Infeasible as error:
+        return error
+
+
+def _name(t: Topology) -> str:
+    return ",".join(f"{a}={n}" for a, n in zip(t.axis_names, t.sizes, strict=True))
+
+
+def _alternative(t: Topology, p: Plan | Infeasible | str) -> Alternative:
+    if isinstance(p, Plan):
+        return Alternative(_name(t), p.seconds, f"gap {p.gap:.2%}")
+    return Alternative(_name(t), None, p if isinstance(p, str) else "does not fit the memory")
+
+
+def problem_of(
+    graph: Graph, topology: Topology, *, state: Mapping[int, int] | None = None, limit: int | None = None
+) -> ilp.Problem:
+    """The 0-1 program of a graph on a topology, method "auto": for looking at, and for measuring solvers."""
+    rules = [None if op.name == BARRIER else rule_for(op) for op in graph.ops]
+    found = monoids(graph, rules)
+    life = liveness(graph)
+    tables = Tables(graph, topology, found, life)
+    built = formulate(
+        graph, rules, tables, life, state=state or {}, donated=frozenset(), restrictions=Restrictions(), limit=limit
+    )
+    return built.problem
+
+
+def _plan_on(task: _Task, topology: Topology, memory: int | None, *, alone: bool) -> Plan | str:
+    tables = Tables(task.graph, topology, task.monoids, task.life)
+    held = restrictions(task.method, task.graph, task.rules, task.roles, tables.mesh, task.specs)
+    budget = memory if memory is not None else topology.device.usable_memory
+
+    def build(limit: int | None) -> Formulation:
+        return formulate(
+            task.graph,
+            task.rules,
+            tables,
+            task.life,
+            state=task.state,
+            donated=task.donated,
+            restrictions=held,
+            limit=limit,
+        )
+
+    free = build(None)
+    entries = sum(e.cost.size for e in free.problem.edges)
+    if not alone and len(topology.sizes) > 2 and entries > TABLE_ENTRIES:
+        return f"not planned: {entries:,} table entries are more than {TABLE_ENTRIES:,}"
+    solution = ilp.solve(free.problem, gap=GAP)
+    if solution.status == "infeasible":
+        raise Infeasible(_contradiction(task, topology))
+    plan = _decoded(task, tables, free, solution, budget)
+    if plan.memory.peak <= budget:
+        return plan
+    return _fitted(task, tables, build, budget, plan)
+
+
+def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], budget: int, free: Plan) -> Plan:
+    """The cheapest plan within the budget: the program's limit is lowered until the plan's own account fits."""
+    limit, bound, closest = budget, 0.0, free
+    for _ in range(TIGHTENINGS):
+        built = build(limit)
+        solution = ilp.solve(built.problem, gap=GAP)
+        if solution.status == "infeasible" or not solution.choice:
+            raise Infeasible(_too_much(task, built, solution, budget, closest))
+        bound = bound or solution.bound
+        plan = replace(_decoded(task, tables, built, solution, budget), bound=bound)
+        if plan.memory.peak <= budget:
+            return plan
+        closest = min(closest, plan, key=lambda p: p.memory.peak)
+        limit -= plan.memory.peak - budget
+    raise Infeasible(_too_much(task, built, solution, budget, closest))
+
+
+def _decoded(task: _Task, tables: Tables, built: Formulation, solution: ilp.Solution, budget: int) -> Plan:
+    decoder = Decoder(task.graph, task.rules, tables, task.life, built, solution.choice, task.state, task.donated)
+    steps = decoder.steps()
+    outputs = decoder.outputs()
+    return Plan(
+        name=task.graph.name,
+        fingerprint=task.graph.fingerprint,
+        method=task.method,
+        topology=tables.topology,
+        inputs=decoder.inputs(task.roles),
+        steps=steps,
+        copies=tuple(decoder.copies),
+        outputs=outputs,
+        memory=with_budget(decoder.memory(steps, outputs, budget), budget),
+        bound=solution.bound,
+        unresolved=decoder.unresolved(),
+    )
+
+
+def _contradiction(task: _Task, topology: Topology) -> str:
+    return (
+        f"No plan of the method {task.method!r} on the mesh {_name(topology)} meets all constraints: some op is asked "
+        "to be in two shardings between which there is no way. Drop a constraint, or take method='auto'."
+    )
+
+
+def _too_much(task: _Task, built: Formulation, solution: ilp.Solution, budget: int, closest: Plan) -> str:
+    """The paragraph of an infeasible memory limit."""
+    why = solution.infeasibility
+    smallest = why.smallest_peak if why is not None and why.smallest_peak else None
+    at_least = f"no plan holds less than {_size(smallest)}" if smallest else "no plan found holds so little"
+    largest = ", ".join(f"{h.what} {_size(h.bytes)}" for h in closest.memory.largest[:4])
+    return (
+        f"The step {task.graph.name!r} does not fit: {_size(budget)} per device are allowed, and on the mesh "
+        f"{dict(closest.mesh)} {at_least}; the closest plan found needs {_size(closest.memory.peak)} "
+        f"at op {closest.memory.peak_at} ({_at(closest.memory, task)}). Largest there: {largest}. "
+        "Try a larger memory limit, more devices, a smaller batch, or jax.checkpoint around the blocks of the model."
+    )
+
+
+def _at(memory: Memory, task: _Task) -> str:
+    return task.graph.ops[memory.peak_at].where if memory.peak_at < len(task.graph.ops) else "the return"
+
+
+def _size(n: int | None) -> str:
+    value = float(n or 0)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return ""

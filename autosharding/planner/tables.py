@@ -1,0 +1,139 @@
+"""Strategies with their prices as tables, shared by all ops of the same structure.
+
+A 96-layer model has a few hundred distinct tables; arrays are shared by identity, which is what lets the solver share
+work between identical layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autosharding.graph import Graph, Literal, Op, Value
+from autosharding.planner.liveness import Liveness, is_elementwise
+from autosharding.reshard import SpecSpace
+from autosharding.rules import Rule
+from autosharding.strategies import Strategy, strategies
+from cost_model import Topology, roofline_seconds
+
+
+@dataclass(frozen=True)
+class Table:
+    """The strategies of one kind of op.
+
+    Attributes:
+        strategies: one for each state of the node.
+        seconds: float64 [k].
+        operands: for each input int64 [k], the index of the spec it reads in its value's space; None where it is free.
+        results: for each output int64 [k].
+    """
+
+    strategies: tuple[Strategy, ...]
+    seconds: np.ndarray
+    operands: tuple[np.ndarray | None, ...]
+    results: tuple[np.ndarray, ...]
+
+
+class Tables:
+    """Makes and remembers spec spaces, tables and edge matrices for one graph on one topology."""
+
+    def __init__(self, graph: Graph, topology: Topology, monoids: tuple[str | None, ...], life: Liveness) -> None:
+        self.graph = graph
+        self.topology = topology
+        self.monoids = monoids
+        self.life = life
+        self.mesh = dict(zip(topology.axis_names, topology.sizes, strict=True))
+        self._spaces: dict[Any, SpecSpace] = {}
+        self._tables: dict[Any, Table] = {}
+        self._arrays: dict[Any, np.ndarray] = {}
+        self._matrices: dict[Any, np.ndarray] = {}
+        self._held: list[Any] = []
+
+    def space(self, value: Value) -> SpecSpace:
+        """All specs of a value."""
+        key_like = value.dtype.startswith("key")
+        key = (value.shape, value.itemsize, self.monoids[value.id], key_like)
+        if key not in self._spaces:
+            self._spaces[key] = SpecSpace(
+                value.shape, value.itemsize, self.monoids[value.id], self.topology, splittable=not key_like
+            )
+        return self._spaces[key]
+
+    def shared(self, array: np.ndarray) -> np.ndarray:
+        """The one array of these contents."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        return self._arrays.setdefault(key, array)
+
+    def matrix(self, space: SpecSpace, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """float64 [rows, cols]: the price of a reshard between two nodes' states, shared."""
+        key = (id(space), id(rows), id(cols))
+        if key not in self._matrices:
+            self._held += [rows, cols]
+            self._matrices[key] = self.shared(space.seconds[np.ix_(rows, cols)])
+        return self._matrices[key]
+
+    def table(self, op: Op, rule: Rule) -> Table:
+        """The strategies of an op, priced."""
+        key = self._key(op, rule)
+        if key not in self._tables:
+            self._tables[key] = self._make(op, rule)
+        return self._tables[key]
+
+    def _facts(self, a: Value | Literal) -> Any:
+        if isinstance(a, Literal) or self.graph.is_free(a):
+            return (None, a.shape)
+        return (a.shape, a.itemsize, a.dtype, self.monoids[a.id], self.life.materialised[a.id])
+
+    def _key(self, op: Op, rule: Rule) -> Any:
+        return (
+            op.name,
+            str(rule),
+            tuple(sorted(rule.sizes.items())),
+            rule.flops,
+            rule.known,
+            tuple(map(self._facts, op.inputs)),
+            tuple(map(self._facts, op.outputs)),
+        )
+
+    def _make(self, op: Op, rule: Rule) -> Table:
+        contraction = bool(rule.reduced) and rule.flops > 2 * sum(a.size for a in op.values)
+        found = strategies(
+            op,
+            rule,
+            self.mesh,
+            [self.monoids[a.id] if isinstance(a, Value) else "sum" for a in op.inputs],
+            [self.monoids[v.id] for v in op.outputs],
+            partial_operands=not contraction,  # measured: partial operands of a matmul never pay
+        )
+        found = tuple(s for s in found if self._reachable(op, s))
+        operands = []
+        for i, a in enumerate(op.inputs):
+            if isinstance(a, Literal) or self.graph.is_free(a):
+                operands.append(None)
+            else:
+                index = self.space(a).index
+                operands.append(self.shared(np.array([index[s.operands[i]] for s in found], np.int64)))
+        results = [
+            self.shared(np.array([self.space(v).index[s.results[j]] for s in found], np.int64))
+            for j, v in enumerate(op.outputs)
+        ]
+        seconds = self.shared(np.array([self._seconds(op, rule, s) for s in found], np.float64))
+        return Table(found, seconds, tuple(operands), tuple(results))
+
+    def _reachable(self, op: Op, s: Strategy) -> bool:
+        pairs = [(a, spec) for a, spec in zip(op.inputs, s.operands, strict=True) if isinstance(a, Value)]
+        pairs += list(zip(op.outputs, s.results, strict=True))
+        return all(spec in self.space(v).index for v, spec in pairs if not self.graph.is_free(v))
+
+    def _seconds(self, op: Op, rule: Rule, s: Strategy) -> float:
+        """Roofline on one device's share; only what is materialised moves through memory."""
+        moved = 0
+        for a, spec in [*zip(op.inputs, s.operands, strict=True), *zip(op.outputs, s.results, strict=True)]:
+            if isinstance(a, Value) and self.life.materialised[a.id]:
+                moved += spec.local_bytes(a.shape, a.itemsize, self.mesh)
+        dtype = op.outputs[0].dtype_name if op.outputs else "float32"
+        launches = bool(op.outputs) and self.life.materialised[op.outputs[0].id]
+        flops = 0.0 if is_elementwise(op) and not launches else rule.flops / s.parts(self.mesh)
+        return roofline_seconds(self.topology.device, flops, moved, dtype, floor=launches)
