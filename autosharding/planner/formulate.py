@@ -118,6 +118,9 @@ class _Builder:
     ) -> None:
         self.graph, self.rules, self.tables, self.life = graph, rules, tables, life
         self.state, self.donated, self.restrictions, self.limit = state, donated, restrictions, limit
+        self.aliased = {
+            a.id for o, a in enumerate(graph.outputs) if isinstance(a, Value) and state.get(o) in donated
+        }
         self.costs: list[np.ndarray] = []
         self.edges: list[Edge] = []
         self.memory: list[Memory] = []
@@ -186,13 +189,10 @@ class _Builder:
         kept = self.tables.shared(kept)
         self.chosen[op.index] = (table, kept)
         node = self.op_nodes[op.index] = self._node(self.tables.shared(table.seconds[kept]))
-        aliased = {
-            a.id for o, a in enumerate(self.graph.outputs) if isinstance(a, Value) and self.state.get(o) in self.donated
-        }
         for v, index in zip(op.outputs, table.results, strict=True):
             index = self.tables.shared(index[kept])
             self.made[v.id] = (node, index)
-            if self.life.materialised[v.id] and v.id not in aliased:
+            if self.life.materialised[v.id] and v.id not in self.aliased:
                 self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
 
     def _output(self, i: int, a: object) -> int:
