@@ -23,6 +23,9 @@ from ilp import Edge, Memory, Problem
 
 BARRIER = "optimization_barrier"
 
+SMALL = 1 / 256
+"""Share of the memory limit below which a copy for one reader is left to the plan's own account."""
+
 Reader = tuple[int, int]
 """(op index, operand position); an output is (number of ops, output position)."""
 
@@ -118,9 +121,7 @@ class _Builder:
     ) -> None:
         self.graph, self.rules, self.tables, self.life = graph, rules, tables, life
         self.state, self.donated, self.restrictions, self.limit = state, donated, restrictions, limit
-        self.aliased = {
-            a.id for o, a in enumerate(graph.outputs) if isinstance(a, Value) and state.get(o) in donated
-        }
+        self.aliased = {a.id for o, a in enumerate(graph.outputs) if isinstance(a, Value) and state.get(o) in donated}
         self.costs: list[np.ndarray] = []
         self.edges: list[Edge] = []
         self.memory: list[Memory] = []
@@ -224,7 +225,8 @@ class _Builder:
             parent = self._copy(v, None, tuple(found))
         for phase in PHASES:
             group = by_phase.get(phase, [])
-            source = self._copy(v, parent, tuple(group)) if len(group) > 1 else parent
+            alone = len(group) == 1 and not self._counts(v)
+            source = self._copy(v, parent, tuple(group)) if group and not alone else parent
             for r in group:
                 self.reads[r] = source
                 self._edge(v, source, *self._target(v, r, inputs, outputs))
@@ -232,20 +234,38 @@ class _Builder:
     def _phase(self, r: Reader) -> str:
         return self.graph.ops[r[0]].phase if r[0] < len(self.graph.ops) else "update"
 
+    def _counts(self, v: Value) -> bool:
+        """Whether a copy of this value for a single reader could matter to the memory limit."""
+        return self.limit is not None and v.nbytes > self.limit * SMALL
+
     def _copy(self, v: Value, parent: int | None, found: tuple[Reader, ...]) -> int:
+        """A copy node. Under a limit its states are doubled: the value itself, or a copy that takes memory."""
         space = self.tables.space(v)
-        node = self._spec_node(self.tables.shared(np.arange(len(space.specs))))
-        self._edge(v, parent, node, self.specs[node])
+        every = np.arange(len(space.specs))
         copies = self.copies.setdefault(v.id, [])
+        if self.limit is None:
+            node = self._spec_node(self.tables.shared(every))
+            self._edge(v, parent, node, self.specs[node])
+        else:
+            node = self._spec_node(self.tables.shared(np.concatenate([every, every])))
+            u, rows = self.made[v.id] if parent is None else self._copy_rows(v, parent)
+            self.edges.append(Edge(u, node, self.tables.same_or_copy(space, rows)))
+            usage = np.concatenate([np.zeros(len(every), np.int64), space.bytes])
+            lo = min(r[0] for r in found)
+            hi = max(self.life.use[r[0]] if r[0] < len(self.life.use) else r[0] + 1 for r in found)
+            self._remember(node, lo, hi, usage)
         copies.append(CopyNode(node, parent, found))
         return len(copies) - 1
+
+    def _copy_rows(self, v: Value, copy: int) -> tuple[int, np.ndarray]:
+        node = self.copies[v.id][copy].node
+        return node, self.specs[node]
 
     def _edge(self, v: Value, source: int | None, node: int, index: np.ndarray) -> None:
         if source is None:
             u, rows = self.made[v.id]
         else:
-            u = self.copies[v.id][source].node
-            rows = self.specs[u]
+            u, rows = self._copy_rows(v, source)
         if u != node:
             self.edges.append(Edge(u, node, self.tables.matrix(self.tables.space(v), rows, index)))
         else:  # an op that returns its own operand's state: its own choice pays

@@ -42,16 +42,80 @@ def restrictions(
             if (test := _test(method, v, role, mesh, batch_axes)) is not None:
                 inputs[i] = test
     inputs.update({i: _equals(spec) for i, spec in fixed.items()})
-    steps = {"megatron": _column_or_row, "zero2": _scattered_gradients}.get(method)
     wanted = _constraints(graph, mesh)
-    by_method = steps(graph, rules, roles, mesh) if steps else None
+    by_method = _steps(method, graph, rules, roles, mesh)
 
     def allowed(op: Op, table: Table) -> np.ndarray | None:
         if op.index in wanted:
             return np.array([s.results[0] == wanted[op.index] for s in table.strategies])
-        return by_method(op, table) if by_method else None
+        masks = [m for test in by_method if (m := test(op, table)) is not None and m.any()]
+        if not masks:
+            return None
+        both = np.logical_and.reduce(masks)
+        return both if both.any() else masks[-1]
 
     return Restrictions(inputs, allowed)
+
+
+StepTest = Callable[[Op, Table], np.ndarray | None]
+
+
+def _steps(
+    method: str, graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str], mesh: Mapping[str, int]
+) -> list[StepTest]:
+    """What a method asks of the ops."""
+    if method == "auto":
+        return []
+    axes = tuple(mesh)
+    if method == "megatron":
+        return [_batch_split(graph, rules, roles, mesh, axes[:-1]), _column_or_row(graph, rules, roles, mesh)]
+    found = [_batch_split(graph, rules, roles, mesh, axes)]
+    return [*found, _scattered_gradients(graph, roles, mesh)] if method == "zero2" else found
+
+
+def batch_factors(graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str]) -> dict[int, str]:
+    """Op index -> the factor that is the batch: dim 0 of the batch arguments, followed through the rules.
+
+    In a merged dim the batch is the major part. Where two operands bring it by different factors, the first counts.
+    """
+    dim: dict[int, int] = {
+        v.id: 0
+        for v, r in zip(graph.inputs, roles, strict=True)
+        if r == "batch" and v.rank and not v.dtype.startswith("key")
+    }
+    found: dict[int, str] = {}
+    for op, rule in zip(graph.ops, rules, strict=True):
+        if rule is None:
+            dim.update((v.id, dim[a.id]) for a, v in zip(op.values, op.outputs, strict=True) if a.id in dim)
+            continue
+        brought = [
+            dims[dim[a.id]][0]
+            for a, dims in zip(op.inputs, rule.operands, strict=True)
+            if isinstance(a, Value) and a.id in dim and dims[dim[a.id]]
+        ]
+        if not brought:
+            continue
+        factor = found[op.index] = brought[0]
+        for v, dims in zip(op.outputs, rule.results, strict=True):
+            at = [d for d, factors in enumerate(dims) if factors[:1] == (factor,)]
+            if at:
+                dim[v.id] = at[0]
+    return found
+
+
+def _batch_split(
+    graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str], mesh: Mapping[str, int], axes: tuple[str, ...]
+) -> StepTest:
+    """Every op that has the batch splits it over exactly these axes."""
+    factors = batch_factors(graph, rules, roles)
+
+    def allowed(op: Op, table: Table) -> np.ndarray | None:
+        factor = factors.get(op.index)
+        if factor is None:
+            return None
+        return np.array([dict(s.factors).get(factor, ()) == axes for s in table.strategies])
+
+    return allowed
 
 
 def _equals(spec: Spec) -> Callable[[Spec], bool]:
@@ -123,7 +187,7 @@ def weights(graph: Graph, roles: Sequence[str]) -> dict[int, int]:
 
 def _column_or_row(
     graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str], mesh: Mapping[str, int]
-) -> Callable[[Op, Table], np.ndarray | None]:
+) -> StepTest:
     """Matmuls on a weight split a factor of the weight over the tensor axis (the last), never gather it."""
     tensor = tuple(mesh)[-1]
     held = weights(graph, roles)
@@ -139,9 +203,7 @@ def _column_or_row(
     return allowed
 
 
-def _scattered_gradients(
-    graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str], mesh: Mapping[str, int]
-) -> Callable[[Op, Table], np.ndarray | None]:
+def _scattered_gradients(graph: Graph, roles: Sequence[str], mesh: Mapping[str, int]) -> StepTest:
     """The update reads each gradient split over all devices."""
     shapes = {v.shape for v, r in zip(graph.inputs, roles, strict=True) if r == "parameter" and v.rank > 0}
 

@@ -25,8 +25,11 @@ Report = Callable[[str], None]
 GAP = 1e-3
 """Relative gap at which the solver may stop."""
 
-TIGHTENINGS = 6
+TIGHTENINGS = 8
 """How often the limit of the program is lowered by what its memory rows do not see (copies for one reader)."""
+
+NEAR = 0.01
+"""Share of the budget to which the program's limit is found."""
 
 TABLE_ENTRIES = 60_000_000
 """Pair-table entries up to which a logical mesh is planned whole."""
@@ -167,20 +170,41 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, alone: bool
 
 
 def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], budget: int, free: Plan) -> Plan:
-    """The cheapest plan within the budget: the program's limit is lowered until the plan's own account fits."""
+    """The cheapest plan within the budget.
+
+    The program's memory rows do not see everything that the plan's own account does (copies of small values, values
+    that are only there because a collective takes them), so its limit is lowered until the plan fits, in growing
+    steps, and then raised again halfway while that helps.
+    """
     limit, bound, closest = budget, 0.0, free
-    for _ in range(TIGHTENINGS):
+    too_low, too_high, best = 0, budget + 1, None
+    for attempt in range(TIGHTENINGS):
         built = build(limit)
         solution = ilp.solve(built.problem, gap=GAP)
-        if solution.status == "infeasible" or not solution.choice:
-            raise Infeasible(_too_much(task, built, solution, budget, closest))
         bound = bound or solution.bound
-        plan = replace(_decoded(task, tables, built, solution, budget), bound=bound)
-        if plan.memory.peak <= budget:
-            return plan
-        closest = min(closest, plan, key=lambda p: p.memory.peak)
-        limit -= plan.memory.peak - budget
-    raise Infeasible(_too_much(task, built, solution, budget, closest))
+        if solution.status == "infeasible" or not solution.choice:
+            if limit == budget:
+                raise Infeasible(_too_much(task, built, solution, budget, closest))
+            too_low = limit
+        else:
+            plan = replace(_decoded(task, tables, built, solution, budget), bound=bound)
+            closest = min(closest, plan, key=lambda p: p.memory.peak)
+            if plan.memory.peak > budget:
+                too_high = limit
+                limit = max(limit - (plan.memory.peak - budget) * 2**attempt, too_low + 1)
+                if best is None and limit > too_low + 1:
+                    continue
+            elif best is None or plan.seconds < best.seconds:
+                best = plan
+                too_low = max(too_low, limit)
+        if best is not None and too_high - too_low <= budget * NEAR:
+            break
+        if too_high > budget and best is not None:
+            break
+        limit = (too_low + too_high) // 2
+    if best is None:
+        raise Infeasible(_too_much(task, built, solution, budget, closest))
+    return best
 
 
 def _decoded(task: _Task, tables: Tables, built: Formulation, solution: ilp.Solution, budget: int) -> Plan:

@@ -74,6 +74,19 @@ class Tables:
             self._matrices[key] = self.shared(space.seconds[np.ix_(rows, cols)])
         return self._matrices[key]
 
+    def same_or_copy(self, space: SpecSpace, rows: np.ndarray) -> np.ndarray:
+        """float64 [rows, 2 n]: first the value as it is, at no cost, then copies of it in every other spec."""
+        key = (id(space), id(rows), "copy")
+        if key not in self._matrices:
+            self._held.append(rows)
+            n = len(space.specs)
+            same = np.full((len(rows), n), np.inf)
+            same[np.arange(len(rows)), rows] = 0.0
+            copy = space.seconds[rows].copy()
+            copy[np.arange(len(rows)), rows] = np.inf
+            self._matrices[key] = self.shared(np.concatenate([same, copy], axis=1))
+        return self._matrices[key]
+
     def table(self, op: Op, rule: Rule) -> Table:
         """The strategies of an op, priced."""
         key = self._key(op, rule)
@@ -108,6 +121,9 @@ class Tables:
             partial_operands=not contraction,  # measured: partial operands of a matmul never pay
         )
         found = tuple(s for s in found if self._reachable(op, s))
+        if contraction:  # the same matmul on several devices never pays either, and Alpa's space has none
+            most = max(s.parts(self.mesh) for s in found)
+            found = tuple(s for s in found if s.parts(self.mesh) == most)
         operands = []
         for i, a in enumerate(op.inputs):
             if isinstance(a, Literal) or self.graph.is_free(a):
