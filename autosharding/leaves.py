@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr, tree_flatten_with_path
 
@@ -35,9 +36,9 @@ class Fixed:
             self.hash = hash((type(value), value))
         except TypeError as error:
             raise UnsupportedProgram(
-                f"An argument of the step is a {type(value).__name__}, which is neither an array nor hashable ({error}), "
-                "so it is not possible to tell whether a compiled program fits it. Pass a hashable value (a tuple for a "
-                "list, a frozen dataclass for a mutable one), or arrays."
+                f"An argument of the step is a {type(value).__name__}, which is neither an array nor hashable "
+                f"({error}), so it is not possible to tell whether a compiled program fits it. Pass a hashable value "
+                "(a tuple for a list, a frozen dataclass for a mutable one), or arrays."
             ) from error
 
     def __eq__(self, other: object) -> bool:
@@ -83,9 +84,8 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a leaf as JAX sees it, without a sharding."""
     if isinstance(x, jax.ShapeDtypeStruct):
         aval = x
-        dtype = (
-            x.dtype if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(x.dtype)
-        )
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        dtype = x.dtype if is_key else jax.dtypes.canonicalize_dtype(x.dtype)
     else:
         aval = jax.typeof(x)
         dtype = aval.dtype
@@ -147,6 +147,16 @@ class Structure:
         tree = jax.tree.unflatten(self.treedef, range(self.treedef.num_leaves))
         paths = [p for p, _ in tree_flatten_with_path(tree)[0]]
         return tuple(paths[i] for i in self.array_positions)
+
+    def with_leaves(self, leaves: Sequence[Any]) -> Any:
+        """The positional arguments with other leaves in place of the arrays, and None for all else.
+
+        An nnx object gives its state; keyword arguments, if any, come last as a dict.
+        """
+        all_leaves = _merge(leaves, [(i, f if isinstance(f.value, Slot) else Fixed(None)) for i, f in self.fixed])
+        (args, kwargs), state = jax.tree.unflatten(self.treedef, all_leaves)
+        args, kwargs = jax.tree.map(lambda x: state[x.number] if isinstance(x, Slot) else x, (args, kwargs))
+        return (*args, kwargs) if kwargs else args
 
     @cached_property
     def names(self) -> tuple[str, ...]:
