@@ -1,22 +1,16 @@
-"""From a choice of the 0-1 program back to a `Plan`: what each op reads, the copies that are made, the memory."""
+"""From a choice of the 0-1 program back to the parts of a `Plan`: what each op reads, the copies that are made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-import numpy as np
 
 from autosharding.graph import Graph, Op, Value
-from autosharding.plan import AS_MADE, Copy, Held, Input, Memory, Output, Step, Unresolved
+from autosharding.plan import AS_MADE, Copy, Input, Output, Step, Unresolved
 from autosharding.planner.formulate import BARRIER, Formulation
-from autosharding.planner.liveness import Liveness
 from autosharding.planner.tables import Tables
 from autosharding.rules import Rule
 from autosharding.spec import Spec
-
-LARGEST = 12
-"""How many arrays a memory report names."""
+from autosharding.strategies import Strategy
 
 
 class Decoder:
@@ -27,14 +21,12 @@ class Decoder:
         graph: Graph,
         rules: Sequence[Rule | None],
         tables: Tables,
-        life: Liveness,
         formulation: Formulation,
         choice: Sequence[int],
         state: Mapping[int, int],
-        donated: frozenset[int],
     ) -> None:
-        self.graph, self.rules, self.tables, self.life = graph, rules, tables, life
-        self.f, self.choice, self.state, self.donated = formulation, choice, state, donated
+        self.graph, self.rules, self.tables = graph, rules, tables
+        self.f, self.choice, self.state = formulation, choice, state
         self.copies: list[Copy] = []
         self._known: dict[tuple[int, int, int | None, Spec], int] = {}
         self._changes: set[tuple[int, Spec, Spec]] = set()
@@ -56,7 +48,7 @@ class Decoder:
                     made[v.id] = self._strategy(op).results[i]
         return made
 
-    def _strategy(self, op: Op):  # noqa: ANN202 - a Strategy
+    def _strategy(self, op: Op) -> Strategy:
         table, kept = self.f.tables[op.index]
         return table.strategies[kept[self.choice[self.f.ops[op.index]]]]
 
@@ -163,86 +155,3 @@ class Decoder:
             for op, rule in zip(self.graph.ops, self.rules, strict=True)
             if rule is not None and not rule.known
         )
-
-    def memory(self, steps: Sequence[Step], outputs: Sequence[Output], budget: int | None) -> Memory:
-        """Bytes on one device over time: values, partial values and copies, each by its own spec."""
-        n = len(self.graph.ops)
-        alive = self._intervals(steps, outputs)
-        load = np.zeros(n + 2, np.int64)
-        for _, lo, hi, size in alive:
-            load[lo] += size
-            load[min(hi, n + 1)] -= size
-        over_time = np.cumsum(load)[: n + 1]
-        at = int(over_time.argmax()) if len(over_time) else 0
-        there = sorted(((s, w) for w, lo, hi, s in alive if lo <= at < hi), reverse=True)[:LARGEST]
-        arguments = sum(self.made[v.id].local_bytes(v.shape, v.itemsize, self.tables.mesh) for v in self.graph.inputs)
-        return Memory(
-            budget,
-            arguments,
-            int(over_time[at]),
-            at,
-            tuple(map(int, over_time)),
-            tuple(Held(w, s) for s, w in there),
-        )
-
-    def _intervals(self, steps: Sequence[Step], outputs: Sequence[Output]) -> list[tuple[str, int, int, int]]:
-        """(what, begin, end, bytes) of all that is materialised."""
-        n = len(self.graph.ops)
-        ends: dict[tuple[int, int], int] = {}  # (value, copy) -> end
-        direct: dict[int, int] = {}
-
-        def until(v: int, read: int, time: int) -> None:
-            ends[v, read] = max(ends.get((v, read), 0), time)
-
-        for op, step in zip(self.graph.ops, steps, strict=True):
-            for i, (a, read) in enumerate(zip(op.inputs, step.reads, strict=True)):
-                if isinstance(a, Value) and not self.graph.is_free(a):
-                    time = self.life.use[op.index]
-                    if op.name == BARRIER:
-                        time = self.life.end[op.outputs[i].id]
-                    until(a.id, read, time)
-        for a, o in zip(self.graph.outputs, outputs, strict=True):
-            if isinstance(a, Value):
-                until(a.id, o.read, n + 1)
-        for k in range(len(self.copies) - 1, -1, -1):
-            c = self.copies[k]
-            until(c.value, c.source, min(c.before, n) + 1)
-            if any(m.on_wire for m in c.moves):
-                direct[c.value] = max(direct.get(c.value, 0), min(c.before, n) + 1)
-        taken = self._taken_over(outputs)
-        found = []
-        for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
-            found.append((name, 0, n + 1, self._bytes(v, self.made[v.id])))
-        arguments = {v.id for v in self.graph.inputs}
-        for v in self.graph.values:
-            maker = self.graph.producer[v.id]
-            if v.id in arguments or maker is None or maker.is_free:
-                continue
-            end = ends.get((v.id, AS_MADE), self.life.begin[v.id] + 1)
-            if not self.life.materialised[v.id]:
-                end = direct.get(v.id, 0)  # a fused value is there only where a collective takes it
-            if end > self.life.begin[v.id] and (v.id, AS_MADE) not in taken:
-                what = f"{v.name}:{v.type} {maker.name} {maker.source}".rstrip()
-                found.append((what, self.life.begin[v.id], end, self._bytes(v, self.made[v.id])))
-        for k, c in enumerate(self.copies):
-            if (c.value, k) not in taken and any(m.kind != "mask" for m in c.moves):
-                v = self.graph.values[c.value]
-                end = max(ends.get((c.value, k), 0), min(c.before, n) + 1)
-                found.append((f"{c.name}:{c.type} as {c.spec}", min(c.before, n), end, self._bytes(v, c.spec)))
-        return found
-
-    def _taken_over(self, outputs: Sequence[Output]) -> set[tuple[int, int]]:
-        """Results that are written into the buffer of a donated argument."""
-        return {
-            (a.id, o.read)
-            for a, o in zip(self.graph.outputs, outputs, strict=True)
-            if isinstance(a, Value) and o.state_of in self.donated
-        }
-
-    def _bytes(self, v: Value, spec: Spec) -> int:
-        return spec.local_bytes(v.shape, v.itemsize, self.tables.mesh)
-
-
-def with_budget(memory: Memory, budget: int | None) -> Memory:
-    """The same figures against another budget."""
-    return replace(memory, budget=budget)

@@ -1,10 +1,10 @@
 """From a graph on a topology to a 0-1 program, and what each of its nodes means.
 
-Nodes: an input (its specs), an op (its strategies), a lane of a barrier (the spec that passes), a copy (the spec a value
-is brought into for several readers) and a result. Edges carry the price of the reshard between what one side leaves and
-the other reads. A value with several readers is resharded once for those of one phase: they read a common copy node;
-where several phases read it their copies start from a common one, so that a gathered weight may be kept for the
-backward pass or gathered again.
+Nodes: an input (its specs), an op (its strategies), a lane of a barrier (the spec that passes), a copy (the spec a
+value is brought into for several readers) and a result. Edges carry the price of the reshard between what one side
+leaves and the other reads. A value with several readers is resharded once for those of one phase: they read a common
+copy node; where several phases read it their copies start from a common one, so that a gathered weight may be kept
+for the backward pass or gathered again.
 """
 
 from __future__ import annotations

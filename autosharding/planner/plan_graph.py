@@ -9,7 +9,8 @@ import ilp
 from autosharding.errors import Infeasible
 from autosharding.graph import Graph
 from autosharding.plan import Alternative, Memory, Plan
-from autosharding.planner.decode import Decoder, with_budget
+from autosharding.planner.account import Account
+from autosharding.planner.decode import Decoder
 from autosharding.planner.formulate import BARRIER, Formulation, Restrictions, formulate
 from autosharding.planner.liveness import Liveness, liveness
 from autosharding.planner.methods import restrictions
@@ -178,13 +179,14 @@ def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], bu
     """
     limit, bound, closest = budget, 0.0, free
     too_low, too_high, best = 0, budget + 1, None
+    solution: ilp.Solution | None = None
     for attempt in range(TIGHTENINGS):
         built = build(limit)
         solution = ilp.solve(built.problem, gap=GAP)
         bound = bound or solution.bound
         if solution.status == "infeasible" or not solution.choice:
             if limit == budget:
-                raise Infeasible(_too_much(task, built, solution, budget, closest))
+                raise Infeasible(_too_much(task, solution, budget, closest))
             too_low = limit
         else:
             plan = replace(_decoded(task, tables, built, solution, budget), bound=bound)
@@ -203,14 +205,16 @@ def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], bu
             break
         limit = (too_low + too_high) // 2
     if best is None:
-        raise Infeasible(_too_much(task, built, solution, budget, closest))
+        raise Infeasible(_too_much(task, solution, budget, closest))
     return best
 
 
 def _decoded(task: _Task, tables: Tables, built: Formulation, solution: ilp.Solution, budget: int) -> Plan:
-    decoder = Decoder(task.graph, task.rules, tables, task.life, built, solution.choice, task.state, task.donated)
+    decoder = Decoder(task.graph, task.rules, tables, built, solution.choice, task.state)
     steps = decoder.steps()
     outputs = decoder.outputs()
+    copies = tuple(decoder.copies)
+    account = Account(task.graph, task.life, decoder.made, tables.mesh, steps, copies, outputs, task.donated)
     return Plan(
         name=task.graph.name,
         fingerprint=task.graph.fingerprint,
@@ -218,9 +222,9 @@ def _decoded(task: _Task, tables: Tables, built: Formulation, solution: ilp.Solu
         topology=tables.topology,
         inputs=decoder.inputs(task.roles),
         steps=steps,
-        copies=tuple(decoder.copies),
+        copies=copies,
         outputs=outputs,
-        memory=with_budget(decoder.memory(steps, outputs, budget), budget),
+        memory=account.memory(budget),
         bound=solution.bound,
         unresolved=decoder.unresolved(),
     )
@@ -233,9 +237,9 @@ def _contradiction(task: _Task, topology: Topology) -> str:
     )
 
 
-def _too_much(task: _Task, built: Formulation, solution: ilp.Solution, budget: int, closest: Plan) -> str:
+def _too_much(task: _Task, solution: ilp.Solution | None, budget: int, closest: Plan) -> str:
     """The paragraph of an infeasible memory limit."""
-    why = solution.infeasibility
+    why = solution.infeasibility if solution is not None else None
     smallest = why.smallest_peak if why is not None and why.smallest_peak else None
     at_least = f"no plan holds less than {_size(smallest)}" if smallest else "no plan found holds so little"
     largest = ", ".join(f"{h.what} {_size(h.bytes)}" for h in closest.memory.largest[:4])

@@ -1,0 +1,115 @@
+"""The memory account of a plan: every array that is there, from when to when, with its bytes on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autosharding.graph import Graph, Value
+from autosharding.plan import AS_MADE, Copy, Held, Memory, Output, Step
+from autosharding.planner.formulate import BARRIER
+from autosharding.planner.liveness import Liveness
+from autosharding.spec import Spec
+
+LARGEST = 12
+"""How many arrays the account names."""
+
+
+class Alive(NamedTuple):
+    """An array in memory for `begin <= time < end`."""
+
+    what: str
+    begin: int
+    end: int
+    bytes: int
+
+
+class Account:
+    """Puts together what is alive; lives during one call of `memory`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        life: Liveness,
+        made: Mapping[int, Spec],
+        mesh: Mapping[str, int],
+        steps: Sequence[Step],
+        copies: Sequence[Copy],
+        outputs: Sequence[Output],
+        donated: frozenset[int],
+    ) -> None:
+        self.graph, self.life, self.made, self.mesh = graph, life, made, mesh
+        self.copies, self.outputs, self.donated = copies, outputs, donated
+        self.last = len(graph.ops) + 1
+        self.until: dict[tuple[int, int], int] = {}  # (value, copy) -> when it is read last
+        self.sent: dict[int, int] = {}  # value -> when a collective takes it last
+        self._note_reads(steps)
+
+    def memory(self, budget: int | None) -> Memory:
+        """Bytes over time, the peak, and the largest arrays there."""
+        alive = list(self._alive())
+        load = np.zeros(self.last + 1, np.int64)
+        for a in alive:
+            load[a.begin] += a.bytes
+            load[min(a.end, self.last)] -= a.bytes
+        over_time = np.cumsum(load)[: self.last]
+        at = int(over_time.argmax())
+        there = sorted(((a.bytes, a.what) for a in alive if a.begin <= at < a.end), reverse=True)[:LARGEST]
+        arguments = sum(self._bytes(v, self.made[v.id]) for v in self.graph.inputs)
+        largest = tuple(Held(what, size) for size, what in there)
+        return Memory(budget, arguments, int(over_time[at]), at, tuple(map(int, over_time)), largest)
+
+    def _read(self, value: int, copy: int, time: int) -> None:
+        self.until[value, copy] = max(self.until.get((value, copy), 0), time)
+
+    def _note_reads(self, steps: Sequence[Step]) -> None:
+        for op, step in zip(self.graph.ops, steps, strict=True):
+            for i, (a, read) in enumerate(zip(op.inputs, step.reads, strict=True)):
+                if isinstance(a, Value) and not self.graph.is_free(a):
+                    barrier = op.name == BARRIER
+                    self._read(a.id, read, self.life.end[op.outputs[i].id] if barrier else self.life.use[op.index])
+        for a, o in zip(self.graph.outputs, self.outputs, strict=True):
+            if isinstance(a, Value):
+                self._read(a.id, o.read, self.last)
+        for c in reversed(self.copies):
+            made_at = self._made_at(c)
+            self._read(c.value, c.source, made_at + 1)
+            if any(m.on_wire for m in c.moves):
+                self.sent[c.value] = max(self.sent.get(c.value, 0), made_at + 1)
+
+    def _made_at(self, copy: Copy) -> int:
+        return min(copy.before, len(self.graph.ops))
+
+    def _alive(self) -> Iterator[Alive]:
+        for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
+            yield Alive(name, 0, self.last, self._bytes(v, self.made[v.id]))
+        taken = {
+            (a.id, o.read)
+            for a, o in zip(self.graph.outputs, self.outputs, strict=True)
+            if isinstance(a, Value) and o.state_of in self.donated
+        }  # written into the buffer of a donated argument
+        yield from self._values(taken)
+        for k, c in enumerate(self.copies):
+            if (c.value, k) not in taken and any(m.kind != "mask" for m in c.moves):
+                begin = self._made_at(c)
+                end = max(self.until.get((c.value, k), 0), begin + 1)
+                what = f"{c.name}:{c.type} as {c.spec}"
+                yield Alive(what, begin, end, self._bytes(self.graph.values[c.value], c.spec))
+
+    def _values(self, taken: set[tuple[int, int]]) -> Iterator[Alive]:
+        for op in self.graph.ops:
+            if op.is_free:
+                continue
+            for v in op.outputs:
+                begin = self.life.begin[v.id]
+                end = self.until.get((v.id, AS_MADE), begin + 1)
+                if not self.life.materialised[v.id]:
+                    end = self.sent.get(v.id, 0)  # a fused value is there only where a collective takes it
+                if end > begin and (v.id, AS_MADE) not in taken:
+                    what = f"{v.name}:{v.type} {op.name} {op.source}".rstrip()
+                    yield Alive(what, begin, end, self._bytes(v, self.made[v.id]))
+
+    def _bytes(self, v: Value, spec: Spec) -> int:
+        return spec.local_bytes(v.shape, v.itemsize, self.mesh)
