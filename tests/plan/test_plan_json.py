@@ -94,4 +94,4 @@ def test_no_junk_gets_past(key, junk):
         from_json(data)
     except PlanError:
         return
-    assert junk == [] or key in ("name", "fingerprint", "method")
+    assert junk == [] or key in ("name", "fingerprint", "method", "bound")
