@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autosharding.capture import capture
+from autosharding.errors import UnsupportedProgram
+from autosharding.graph import Graph
+
+F32 = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+
+
+def names(graph: Graph) -> list[str]:
+    return [op.name for op in graph.ops]
+
+
+def test_calls_are_inlined_and_dead_code_goes():
+    def f(x):
+        jnp.cos(x)
+        return [jax.nn.relu(jax.jit(jnp.tanh)(x))]
+
+    assert names(capture(f, [F32])) == ["tanh", "max"]
+
+
+def test_common_subexpressions_once():
+    assert names(capture(lambda x: [jnp.sin(x) * jnp.sin(x)], [F32])) == ["sin", "mul"]
+
+
+def test_phases_scopes_and_source():
+    def loss(w, x):
+        with jax.named_scope("layer"):
+            return jnp.sum(jnp.tanh(x @ w))
+
+    def step(w, x):
+        return [w - 0.1 * jax.grad(loss)(w, x)]
+
+    graph = capture(step, [F32, F32])
+    by_name = {op.name: op for op in graph.ops}
+    assert by_name["tanh"].phase == "forward"
+    assert by_name["tanh"].scope == "layer"
+    assert "test_capture.py" in by_name["tanh"].source
+    assert by_name["transpose"].phase == "backward"
+    assert by_name["sub"].phase in ("backward", "update")
+    assert graph.ops[-1].phase == "update"
+
+
+def test_a_step_without_gradient_is_all_forward():
+    assert {op.phase for op in capture(lambda x: [x @ x], [F32]).ops} == {"forward"}
+
+
+def test_checkpoint_recomputes_behind_a_barrier():
+    def loss(w, x):
+        return jnp.sum(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)))(w, x))
+
+    graph = capture(lambda w, x: [jax.grad(loss)(w, x)], [F32, F32])
+    found = names(graph)
+    assert "optimization_barrier" in found
+    assert found.index("optimization_barrier") < found.index("cos")
+    assert found.count("dot_general") >= 2
+
+
+def test_closed_over_arrays_become_inputs():
+    table = np.ones((4, 4), np.float32)
+    graph = capture(lambda x: [x + table, x * table], [F32])
+    assert graph.input_names == ("[0]", "const_0")
+    assert len(graph.constants) == 1
+
+
+def test_typed_keys():
+    graph = capture(lambda k: [jax.random.normal(k, (4,))], [jax.eval_shape(lambda: jax.random.key(0))])
+    assert graph.inputs[0].dtype == "key<fry>"
+    assert graph.inputs[0].itemsize == 8
+
+
+def test_control_flow_stays_whole():
+    def f(x):
+        return [jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=3)[0]]
+
+    assert names(capture(f, [F32])) == ["scan"]
+
+
+def test_ordered_effects_are_refused_with_the_line():
+    def f(x):
+        jax.debug.print("{}", x, ordered=True)
+        return [x]
+
+    with pytest.raises(UnsupportedProgram, match=r"ordered.*test_capture.py"):
+        capture(f, [F32])
+
+
+def test_prints_like_jax_and_has_a_fingerprint():
+    graph = capture(lambda x: [jnp.sin(x)], [F32], name="wave")
+    assert "b:f32[4,4] = sin" in str(graph)
+    assert "wave" in graph._repr_html_()
+    other = capture(lambda x: [jnp.sin(x)], [jax.ShapeDtypeStruct((8, 4), jnp.float32)], name="wave")
+    assert graph.fingerprint == capture(lambda x: [jnp.sin(x)], [F32], name="wave").fingerprint
+    assert graph.fingerprint != other.fingerprint
