@@ -186,6 +186,7 @@ class Step:
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.options = options
         self._programs: dict[Any, Program] = {}
+        self._plans: dict[Any, Plan] = {}
         self._last: Program | None = None
         self._scalars_fixed = False
 
@@ -306,7 +307,10 @@ class Step:
         key = structure, tuple((s.shape, s.dtype) for s in shapes)
         if key not in self._programs:
             traced = trace(self.fn, structure, shapes, self.name, self.options.donate)
-            self._programs[key] = Program(traced, _planned(traced, arrays, self.options), self.options)
+            same = traced.graph.fingerprint, tuple(traced.state.items()), traced.donated
+            if same not in self._plans:
+                self._plans[same] = _planned(traced, arrays, self.options)
+            self._programs[key] = Program(traced, self._plans[same], self.options)
         return self._programs[key]
 
 

@@ -161,19 +161,24 @@ class Structure:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """A path for each array: `[0].params['w']`, `batch['x']` for a keyword, `[0].blocks[1].bias` inside nnx."""
-        if self.definition is None:
-            return tuple(_argument_name(p) for p in self.paths)
-        slots: dict[int, str] = {}
-        tree = jax.tree.unflatten(self.treedef, _merge(range(len(self.array_positions)), self.fixed))
-        for path, leaf in tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, Slot))[0]:
-            if isinstance(leaf, Slot):
-                slots.setdefault(leaf.number, _argument_name(path))
+        slots = {n: _argument_name(p) for n, p in self._slots.items()}
         return tuple(_object_name(p, slots) if p[0].idx == 1 else _argument_name(p) for p in self.paths)
 
     @cached_property
-    def arguments(self) -> tuple[int | str | None, ...]:
-        """For each array the position or the keyword of the argument it belongs to; None inside nnx objects."""
-        return tuple(p[2].idx if p[1].idx == 0 else p[2].key if p[0].idx == 0 else None for p in self.paths)
+    def arguments(self) -> tuple[int | str, ...]:
+        """For each array the position or the keyword of the argument it belongs to."""
+        of_slot = {n: _argument(p) for n, p in self._slots.items()}
+        return tuple(of_slot[p[1].key] if p[0].idx == 1 else _argument(p) for p in self.paths)
+
+    @cached_property
+    def _slots(self) -> dict[int, tuple[Any, ...]]:
+        """Where each nnx object stands first."""
+        found: dict[int, tuple[Any, ...]] = {}
+        tree = jax.tree.unflatten(self.treedef, _merge(range(len(self.array_positions)), self.fixed))
+        for path, leaf in tree_flatten_with_path(tree)[0]:
+            if isinstance(leaf, Slot):
+                found.setdefault(leaf.number, path)
+        return found
 
 
 def take_apart(
@@ -422,6 +427,10 @@ def _merge(arrays: Sequence[Any], fixed: Sequence[tuple[int, Fixed]], *, unwrap:
     for i, value in fixed:
         leaves.insert(i, value.value if unwrap else value)
     return leaves
+
+
+def _argument(path: tuple[Any, ...]) -> int | str:
+    return path[2].idx if path[1].idx == 0 else path[2].key
 
 
 def _argument_name(path: tuple[Any, ...]) -> str:
