@@ -11,21 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from autosharding.errors import PlanMismatch
 from autosharding.graph import Graph, Literal, Op, Value
+from autosharding.partition import partition_spec
 from autosharding.plan import AS_MADE, Plan
 from autosharding.reshard import apply
 from autosharding.rules import Rule, Shard, axis_index, rule_for
 from autosharding.spec import Spec
 
 BARRIER = "optimization_barrier"
-
-
-def partition_spec(spec: Spec) -> PartitionSpec:
-    """A spec without partial axes as JAX writes it."""
-    return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in spec.dims))
 
 
 def executable(graph: Graph, plan: Plan, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, ...]]:

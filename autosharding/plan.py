@@ -1,4 +1,4 @@
-"""The `Plan`: what every device does, with every number that led to it. Plain frozen data; knows nothing of JAX.
+"""The `Plan`: what every device does, with every number that led to it. Plain frozen data.
 
 A plan belongs to one graph (`fingerprint`) on one topology. It says how each input lies, what each op does (`Step`),
 and every value that is brought into another spec (`Copy`), with the collectives that do it. The executor needs nothing
@@ -7,11 +7,20 @@ else; a reader neither.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+from jax.sharding import PartitionSpec
+
+from autosharding import plan_json
 from autosharding.errors import PlanError
+from autosharding.partition import partition_spec
+from autosharding.plan_diff import Difference, diff
+from autosharding.plan_html import plan_html
+from autosharding.plan_text import plan_text
 from autosharding.reshard import Move
 from autosharding.spec import Spec
 from cost_model import Topology
@@ -264,6 +273,29 @@ class Plan:
     def gap(self) -> float:
         """How far above the proved bound this plan can be, as a share of its cost; 0 is proved optimal."""
         return max(0.0, self.seconds - self.bound) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def shardings(self) -> Mapping[str, PartitionSpec]:
+        """Path of each input -> how it lies, for plain JAX."""
+        return {i.name: partition_spec(i.spec) for i in self.inputs}
+
+    def diff(self, other: Plan) -> Difference:
+        """What is otherwise in the other plan."""
+        return diff(self, other)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without loss; see `plan.schema.json`."""
+        return plan_json.to_json(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file that `load_plan` reads."""
+        plan_json.save_plan(self, path)
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
     def verify(self) -> Plan:
         """Check that the plan agrees with itself; returns itself.

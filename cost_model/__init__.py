@@ -14,6 +14,8 @@ from cost_model.device import Device as Device
 from cost_model.device import roofline_seconds as roofline_seconds
 from cost_model.errors import ClusterError as ClusterError
 from cost_model.hardware import HARDWARE as HARDWARE
+from cost_model.quantities import show_bytes as show_bytes
+from cost_model.quantities import show_seconds as show_seconds
 from cost_model.topology import AXIS_NAMES as AXIS_NAMES
 from cost_model.topology import COLLECTIVES as COLLECTIVES
 from cost_model.topology import Axis as Axis
@@ -39,4 +41,6 @@ __all__ = [
     "Topology",
     "Torus",
     "roofline_seconds",
+    "show_bytes",
+    "show_seconds",
 ]
