@@ -31,7 +31,7 @@ def undominated(tables: Tables, cost: Table, around: tuple[Table, ...], held: He
         beaten &= usage[:, None] >= usage[None, :]
     index = np.arange(len(c))
     beaten &= ~(beaten.T & (index[:, None] <= index[None, :]))
-    return ~beaten.any(axis=1)
+    return np.asarray(~beaten.any(axis=1))
 
 
 def usages(held: Held) -> list[np.ndarray]:

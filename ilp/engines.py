@@ -146,6 +146,7 @@ def run_cbc(program: Program, stop: Stop, *, relax: bool = False) -> Outcome:
         return Outcome(None, math.inf, math.inf, True)
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Outcome(None, math.inf, -math.inf, False)
-    objective = float(pulp.value(model.objective) or 0.0)
+    values = np.array([v.value() or 0.0 for v in x])
+    objective = float(cost @ values)
     bound = objective if model.sol_status == pulp.LpSolutionOptimal else -math.inf
-    return Outcome(np.array([v.value() or 0.0 for v in x]), objective, bound, False)
+    return Outcome(values, objective, bound, False)

@@ -60,12 +60,41 @@ def _grow(flat: Flat, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True)
+def _outside(flat: Flat, u: int, parent: np.ndarray, choice: np.ndarray, here: np.ndarray) -> None:
+    """Add to u's costs what its neighbours outside the forest make of them."""
+    lo, k = flat.at[u], flat.at[u + 1] - flat.at[u]
+    for slot in range(flat.slots[u], flat.slots[u + 1]):
+        v = flat.far[slot]
+        if parent[v] == -2:
+            row = flat.matrix[flat.back[slot]] + choice[v] * k
+            for i in range(k):
+                here[lo + i] += flat.pool[row + i]
+
+
+@njit(cache=True)
+def _upward(flat: Flat, u: int, slot: int, here: np.ndarray, best: np.ndarray) -> None:
+    """Add u's least costs to its parent's, per strategy of the parent; remember by which strategy."""
+    lo, k = flat.at[u], flat.at[u + 1] - flat.at[u]
+    there = flat.at[flat.far[slot]]
+    matrix = flat.matrix[flat.back[slot]]
+    for j in range(len(best)):
+        least, arg = np.inf, 0
+        row = matrix + j * k
+        for i in range(k):
+            value = here[lo + i] + flat.pool[row + i]
+            if value < least:
+                least, arg = value, i
+        here[there + j] += least
+        best[j] = arg
+
+
+@njit(cache=True)
 def improve(flat: Flat, cost: np.ndarray, choice: np.ndarray, candidates: np.ndarray) -> int:
     """Make ``choice`` optimal on a forest grown from ``candidates``; return the table entries looked at."""
     order, parent = _grow(flat, candidates)
     here = cost.copy()
     begin = np.zeros(len(flat.at), dtype=np.int64)
-    total, work = 0, 0
+    total, work = 0, len(order)
     for u in order:
         begin[u] = total
         if parent[u] >= 0:
@@ -74,39 +103,25 @@ def improve(flat: Flat, cost: np.ndarray, choice: np.ndarray, candidates: np.nda
     best = np.empty(total, dtype=np.int64)
     for step in range(len(order) - 1, -1, -1):
         u = order[step]
-        lo, k = flat.at[u], flat.at[u + 1] - flat.at[u]
-        for slot in range(flat.slots[u], flat.slots[u + 1]):
-            v = flat.far[slot]
-            if parent[v] == -2:
-                row = flat.matrix[flat.back[slot]] + choice[v] * k
-                for i in range(k):
-                    here[lo + i] += flat.pool[row + i]
-                work += k
+        k = flat.at[u + 1] - flat.at[u]
+        _outside(flat, int(u), parent, choice, here)
+        work += k * (flat.slots[u + 1] - flat.slots[u])
         if parent[u] >= 0:
             p = flat.far[parent[u]]
-            there, size = flat.at[p], flat.at[p + 1] - flat.at[p]
-            matrix = flat.matrix[flat.back[parent[u]]]
+            size = flat.at[p + 1] - flat.at[p]
+            _upward(flat, int(u), int(parent[u]), here, best[begin[u] : begin[u] + size])
             work += size * k
-            for j in range(size):
-                least, arg = np.inf, 0
-                row = matrix + j * k
-                for i in range(k):
-                    value = here[lo + i] + flat.pool[row + i]
-                    if value < least:
-                        least, arg = value, i
-                here[there + j] += least
-                best[begin[u] + j] = arg
     for u in order:
         if parent[u] >= 0:
             choice[u] = best[begin[u] + choice[flat.far[parent[u]]]]
         else:
-            lo, k = flat.at[u], flat.at[u + 1] - flat.at[u]
-            kept = choice[u]
-            for i in range(k):
-                if here[lo + i] < here[lo + kept]:
+            lo = flat.at[u]
+            kept = lo + choice[u]
+            for i in range(lo, flat.at[u + 1]):
+                if here[i] < here[kept]:
                     kept = i
-            choice[u] = kept
-    return work
+            choice[u] = kept - lo
+    return int(work)
 
 
 @njit(cache=True)

@@ -86,8 +86,9 @@ def fits(program: Program, problem: Problem, s: tuple[np.ndarray, ...], moment: 
     assert problem.limit is not None
     unit = MEMORY_UNITS / max(problem.limit, 1)
     live = [m for m in problem.memory if m.lo <= moment < m.hi]
-    terms = [(np.zeros(1, np.int64), s[m.node], m.usage * unit) for m in live]
-    program.rows("fits", terms, -np.inf, problem.limit * unit, 1)
+    program.rows(
+        "fits", [(np.zeros(1, np.int64), s[m.node], m.usage * unit) for m in live], -np.inf, problem.limit * unit, 1
+    )
 
 
 def binding_times(problem: Problem) -> np.ndarray:
@@ -111,7 +112,7 @@ def binding_times(problem: Problem) -> np.ndarray:
 
 
 def starts_pending(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Mark the positions that close a run of growth: something began since the last end, and the next one ends something."""
+    """Mark the positions that close a run of growth: something began since the last end, and the next ends something."""
     marks = np.zeros(len(starts) - 1, dtype=bool)
     grown = False
     for at in range(len(marks)):

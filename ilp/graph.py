@@ -19,7 +19,7 @@ class NothingLeft(Exception):
 class Graph:
     """A problem being reduced. Every method keeps the optimum and writes down its undo."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem) -> None:
         self.tables = Tables()
         self.problem = problem
         self.constant = 0.0

@@ -109,7 +109,7 @@ def _pair(path: Path, pair: Any, where: str) -> tuple[int, int]:
 class _Prices:
     """Lists to arrays; equal lists to one array."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.seen: dict[tuple[bytes, tuple[int, ...]], np.ndarray] = {}
 

@@ -85,7 +85,7 @@ class Problem:
                 )
 
     def evaluate(self, choice: Sequence[int]) -> float:
-        """The objective (1) of a choice, in seconds; ``inf`` if it takes something forbidden. Memory is not looked at."""
+        """The objective (1) of a choice, in seconds; ``inf`` if it takes something forbidden. Memory does not count."""
         self.check_choice(choice)
         total = sum(float(cost[k]) for cost, k in zip(self.costs, choice, strict=True))
         return total + sum(float(e.cost[choice[e.u], choice[e.v]]) for e in self.edges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,12 +44,12 @@ class Program:
     def rows(
         self,
         name: str,
-        terms: list[tuple[np.ndarray, np.ndarray, np.ndarray | float]],
+        terms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | float]],
         lo: float,
         hi: float,
         n: int,
     ) -> None:
-        """Add ``n`` rows named ``name``: each term is (row of 0..n-1, variable, coefficient), as arrays of one shape."""
+        """Add ``n`` rows named ``name``: each term is (row of 0..n-1, variable, coefficient), as arrays of a shape."""
         for row, variable, coefficient in terms:
             row, variable, coefficient = np.broadcast_arrays(row, variable, coefficient)
             self.entries.append((row.ravel() + self.height, variable.ravel(), coefficient.ravel().astype(np.float64)))

@@ -24,7 +24,7 @@ class Table:
 
     __slots__ = ("array", "serial")
 
-    def __init__(self, array: np.ndarray, serial: int):
+    def __init__(self, array: np.ndarray, serial: int) -> None:
         self.array = array
         self.serial = serial
 
@@ -35,7 +35,7 @@ class Table:
 class Tables:
     """The algebra. Matrices are indexed [u, v], vectors [u]; infinities are forbidden entries."""
 
-    def __init__(self, memo_bytes: int = 600 << 20):
+    def __init__(self, memo_bytes: int = 600 << 20) -> None:
         self._known: dict[bytes, Table] = {}
         self._by_id: dict[int, tuple[np.ndarray, Table]] = {}
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -100,8 +100,8 @@ class Tables:
         """The rows in which something is allowed, as a mask; None if that is all of them."""
 
         def make() -> np.ndarray | None:
-            mask = np.isfinite(a.array)
-            mask = mask if mask.ndim == 1 else mask.any(axis=1)
+            allowed = np.isfinite(a.array).reshape(len(a), -1)
+            mask = np.asarray(allowed.any(axis=1))
             return None if mask.all() else mask
 
         return self.remember(("alive", a), make)

@@ -21,7 +21,7 @@ class Axis:
         """One tensor of local size bytes_ (on the other axes) from code a to code b on this axis."""
         k, n = self.size, bytes_ * (self.size - 1) / self.size / self.bandwidth
         start = self.latency * (k - 1)
-        if a == b or a == R:
+        if a in (b, R):
             return 0.0 if b != P or a == P else 1e-7
         if a == P:
             return 2 * (start + n) if b == R else start + n
@@ -192,7 +192,7 @@ class Step(Builder):
         self.follow(w.master, out)
 
 
-def gpt(layers: int, axes: tuple[Axis, ...], batch: int = 8, s: int = 1024, d: int = 2048) -> Problem:
+def gpt(layers: int, axes: tuple[Axis, ...], batch: int = 8, s: int = 1024, d: int = 2048) -> Problem:  # noqa: PLR0915
     """A train step of ``layers`` blocks and a head."""
     t = Step(axes)
     act = 2.0 * batch * s * d
