@@ -112,7 +112,7 @@ def binding_times(problem: Problem) -> np.ndarray:
 
 
 def starts_pending(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Mark the positions that close a run of growth: something began since the last end, and the next ends something."""
+    """Mark the positions that close a run of growth: something began since the last end; then something ends."""
     marks = np.zeros(len(starts) - 1, dtype=bool)
     grown = False
     for at in range(len(marks)):
