@@ -7,6 +7,7 @@ AutoshardingError
 ├── MeshMismatch         the mesh or the devices do not match what was asked
 ├── PlanError            a plan file is unreadable, foreign, of another version, or damaged
 ├── PlanMismatch         a plan was made for another step, other shapes, or another mesh
+├── TargetError          the command line was given no step: no such file, no such name, something else in it
 ├── RuleError            a user's rule contradicts the shapes of its operator
 └── UnknownModel         no such model in the zoo
 """
@@ -38,6 +39,10 @@ class PlanError(AutoshardingError, ValueError):
 
 class PlanMismatch(AutoshardingError, ValueError):
     """A plan was made for another program, other shapes or another mesh than the ones at hand."""
+
+
+class TargetError(AutoshardingError, ValueError):
+    """The command line was pointed at something that is no step."""
 
 
 class RuleError(AutoshardingError, ValueError):
