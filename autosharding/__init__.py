@@ -11,6 +11,7 @@ from autosharding.api import Step as Step
 from autosharding.api import parallelize as parallelize
 from autosharding.api import plan as plan
 from autosharding.capture import capture as capture
+from autosharding.compare import compare as compare
 from autosharding.errors import AutoshardingError as AutoshardingError
 from autosharding.errors import ConstraintError as ConstraintError
 from autosharding.errors import Infeasible as Infeasible
@@ -22,6 +23,7 @@ from autosharding.errors import UnknownModel as UnknownModel
 from autosharding.errors import UnsupportedProgram as UnsupportedProgram
 from autosharding.graph import Graph as Graph
 from autosharding.plan import Plan as Plan
+from autosharding.plan_load import load_plan as load_plan
 from autosharding.rules.user import register_user_rule as rule
 from autosharding.spec import Spec as Spec
 
@@ -40,6 +42,8 @@ __all__ = [
     "UnknownModel",
     "UnsupportedProgram",
     "capture",
+    "compare",
+    "load_plan",
     "parallelize",
     "plan",
     "rule",

@@ -1,6 +1,7 @@
 """`parallelize` gives the numbers of `jax.jit`, whatever the arguments are."""
 
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -30,7 +31,7 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 
 def weights(*sizes, dtype=np.float32):
     random = np.random.default_rng(0)
-    pairs = zip(sizes, sizes[1:], strict=False)
+    pairs = itertools.pairwise(sizes)
     return [(random.standard_normal(s) / s[0] ** 0.5).astype(dtype) for s in pairs]
 
 
@@ -374,7 +375,7 @@ def test_constraints():
     for path in ("[0][0]", "params[0]", "[0]*0]"):
         step = asd.parallelize(sgd, mesh={"a": 2, "b": 4}, constraints={path: P(None, "b"), "x": P("a")})
         plan = step.plan(*ARGS)
-        assert [str(i.spec) for i in plan.inputs][0] == "[-,@b]"
+        assert str(plan.inputs[0].spec) == "[-,@b]"
         assert str(plan.inputs[2].spec) == "[@a,-]"
         close(step(*ARGS), jax.jit(sgd)(*ARGS))
 
