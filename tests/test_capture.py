@@ -7,6 +7,8 @@ from autosharding.capture import capture
 from autosharding.errors import UnsupportedProgram
 from autosharding.graph import Graph
 
+pytestmark = pytest.mark.core
+
 F32 = jax.ShapeDtypeStruct((4, 4), jnp.float32)
 
 

@@ -13,6 +13,8 @@ from autosharding.plan import Plan
 from autosharding.planner import plan_graph
 from cost_model import Topology
 
+pytestmark = pytest.mark.core
+
 LAYERS = 6
 
 

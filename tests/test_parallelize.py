@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 import autosharding as asd
 
+pytestmark = pytest.mark.core
+
 data = functools.partial(asd.parallelize, method="data")
 
 

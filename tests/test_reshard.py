@@ -11,6 +11,8 @@ from autosharding.reshard import SpecSpace, apply
 from autosharding.spec import Spec
 from cost_model import Topology
 
+pytestmark = pytest.mark.core
+
 ALL = PartitionSpec
 
 

@@ -2,6 +2,8 @@ import pytest
 
 from autosharding.spec import Spec
 
+pytestmark = pytest.mark.core
+
 MESH = {"x": 2, "y": 4}
 
 
