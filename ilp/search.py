@@ -9,8 +9,9 @@ import numpy as np
 
 from ilp.clock import Clock
 from ilp.engines import Stop
-from ilp.kernel import kernel
+from ilp.kernel import below, pairs_left, restrict, seen_in
 from ilp.mip import Answer, entries, exact
+from ilp.presolve import Reduced
 from ilp.prices import Incumbent, find_prices
 from ilp.primal import descend, repair
 from ilp.problem import Problem
@@ -108,6 +109,11 @@ def _close(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.r
             descend(relaxation, incumbent, clock, rng, 300, 1.0)
         if clock.over():
             break
+        if attempt % 4 == 0:
+            _fuse(relaxation, incumbent, clock)
+            clock.tell("fusion")
+            if clock.over():
+                break
         proof, bound = _kernel(relaxation, incumbent, clock, bound, share)
         if proof:
             break
@@ -117,34 +123,55 @@ def _close(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.r
     return min(bound, incumbent.cost)
 
 
+def _fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
+    """Mix the choices seen: the best of all that take, in every node, what one of them takes there."""
+    choices = incumbent.best_seen(relaxation)
+    for most in (len(choices), len(choices) // 2, 2):
+        allowed = seen_in(relaxation, choices[:most])
+        if pairs_left(relaxation, allowed) <= 2 * EXACT:
+            reduced = restrict(relaxation, allowed)
+            clock.spend(2 * len(relaxation.cost))
+            if reduced.small is not None and entries(reduced.small) <= EXACT:
+                _offer(relaxation, incumbent, reduced, clock)
+                return
+
+
 def _kernel(
     relaxation: Relaxation, incumbent: Incumbent, clock: Clock, bound: float, share: float
 ) -> tuple[bool, float]:
     """Solve the largest kernel that is small enough; return whether that settled the problem, and the bound."""
     keep = incumbent.choice
     span = incumbent.cost - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
-    for width in (1.0, 0.5, 0.25, 0.1, 0.03, 0.01):
+    shrinks = 0.25
+    for width in (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03, 0.01):
         complete = width == 1.0 and keep is not None
-        ceiling = relaxation.bound + width * span + 1e-12 * abs(relaxation.bound)
-        reduced = kernel(relaxation, ceiling, keep)
+        allowed = below(relaxation, relaxation.bound + width * span + 1e-12 * abs(relaxation.bound), keep)
+        pairs = pairs_left(relaxation, allowed)
+        if pairs * shrinks > EXACT * share:
+            continue
+        reduced = restrict(relaxation, allowed)
         clock.spend(20 * len(relaxation.cost))
         if reduced.small is None:
             return complete, incumbent.cost if complete else bound
         if entries(reduced.small) > EXACT * share and entries(reduced.small) > TINY:
+            shrinks = max(shrinks, entries(reduced.small) / pairs)
             continue
-        answer = _exact(reduced.small, relaxation, clock)
-        improved = answer.choice is not None and incumbent.offer(
-            relaxation, np.array(reduced.undo(answer.choice), dtype=np.int64), clock
-        )
+        before = incumbent.cost
+        answer = _offer(relaxation, incumbent, reduced, clock)
         if complete and answer.status in ("optimal", "infeasible"):
             return True, incumbent.cost
         if complete:
             bound = max(bound, min(answer.bound, incumbent.cost))
-        if improved or answer.status == "optimal":
+        if incumbent.cost < before or answer.status == "optimal":
             return False, bound
     return False, bound
 
 
-def _exact(small: Problem, relaxation: Relaxation, clock: Clock) -> Answer:
-    clock.spend(1000 * entries(small))
-    return exact(small, _stop(clock, 0.3, 200), around=relaxation.bound)
+def _offer(relaxation: Relaxation, incumbent: Incumbent, reduced: Reduced, clock: Clock) -> Answer:
+    """Solve what is left by the exact program, and offer its choice."""
+    assert reduced.small is not None
+    clock.spend(1000 * entries(reduced.small))
+    answer = exact(reduced.small, _stop(clock, 0.3, 200), around=relaxation.bound)
+    if answer.choice is not None:
+        incumbent.offer(relaxation, np.array(reduced.undo(answer.choice), dtype=np.int64), clock)
+    return answer
