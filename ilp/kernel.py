@@ -170,4 +170,4 @@ def _settle(flat: Flat, cost: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray
                     out[flat.at[v] + j] += flat.pool[row + j]
             elif u < v:
                 constant += flat.pool[row + taken[v]]
-    return out, constant
+    return out, float(constant)

@@ -21,9 +21,13 @@ from ilp.solution import relative_gap
 __all__ = ["Incumbent", "find_prices"]
 
 ROUNDS = 60
-MOST_MOMENTS = 12
+MOST_MOMENTS = 40
 MOST_SEEN = 60
 MOST_MIXED = 16
+MIXED = 0.5
+"""Between the best prices and those that the cuts propose: cuts know little far from where they were made."""
+PATIENCE = 10
+"""Rounds without progress after which prices rest."""
 SWEEPS = 12
 """Sweeps per price tried; the messages carry over from the last."""
 
@@ -71,48 +75,64 @@ class _Cuts:
     def add(self, cost: float, over: np.ndarray) -> None:
         self.cost.append(cost)
         self.over.append(over)
+        if not self.moments:
+            self.price(over)
+
+    def price(self, over: np.ndarray) -> None:
+        """Price the worst moment, if it is over the limit."""
         worst = int(np.argmax(over))
         if over[worst] > 0 and worst not in self.moments and len(self.moments) < MOST_MOMENTS:
             self.moments.append(worst)
 
-    def best(self, cap: float, unit: float) -> tuple[np.ndarray, float]:
-        """Prices of ``moments`` that maximise the least cut, at most ``cap`` in all, and that least cut."""
+    def best(self, cap: float, limit: int) -> tuple[np.ndarray, float]:
+        """Prices that maximise the least cut, at most ``cap`` seconds per limit in all; and that cut.
+
+        The multipliers of the cuts are a mixture of choices; a moment at which it is over the limit is priced next.
+        """
         n = len(self.moments)
-        over = np.array([row[self.moments] for row in self.over]) * unit
-        scale = max(1e-300, float(np.abs(self.cost).max()))
-        matrix = np.hstack([-over * (1.0 / scale), np.ones((len(self.cost), 1))])
+        over = np.array([row[self.moments] for row in self.over]) / limit
+        scale = max(1e-300, float(np.abs(self.cost).min()))
         result = linprog(
             np.append(np.zeros(n), -1.0),
-            A_ub=np.vstack([matrix, np.append(np.ones(n), 0.0)]),
-            b_ub=np.append(np.array(self.cost) / scale, cap),
+            A_ub=np.vstack([np.hstack([-over, np.ones((len(self.cost), 1))]), np.append(np.ones(n), 0.0)]),
+            b_ub=np.append(np.array(self.cost) / scale, cap / scale),
             bounds=[(0, None)] * n + [(None, None)],
             method="highs",
         )
+        prices = np.zeros(len(self.over[0]))
         if result.x is None:
-            return np.zeros(n), math.inf
-        return result.x[:n] * unit, float(result.x[n]) * scale
+            return prices, math.inf
+        prices[self.moments] = result.x[:n] * (scale / limit)
+        mixture = np.maximum(0.0, -result.ineqlin.marginals[:-1]) @ np.array(self.over)
+        self.price(mixture - 1e-6 * limit)
+        return prices, float(result.x[n]) * scale
 
 
 def find_prices(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
     """Raise the bound by pricing the moments that are over the limit; offer every choice met on the way."""
     cuts = _Cuts()
-    unit = 1.0 / max(relaxation.limit, 1)
+    limit = max(relaxation.limit, 1)
     _try(relaxation, cuts, incumbent, clock, rng, 4 * SWEEPS)
-    cap = max(abs(relaxation.bound), abs(cuts.cost[0]) * 1e-3)
+    cap = max(abs(relaxation.bound), abs(cuts.cost[0]) * 1e-3) if cuts.cost else 0.0
+    stalled = 0
     for _ in range(ROUNDS):
-        if clock.over(0.4) or not cuts.moments:
+        if clock.over(0.4) or not cuts.moments or stalled >= PATIENCE:
             break
-        prices, model = cuts.best(cap, unit)
-        if prices.sum() >= 0.99 * cap * unit:
+        prices, model = cuts.best(cap, limit)
+        mixed = 1.0
+        if prices.sum() * limit >= 0.99 * cap:
             cap *= 4
             if relaxation.bound > relaxation.big:
                 break
         elif relative_gap(model, relaxation.bound) < 0.2 * clock.gap:
             break
-        spread = np.zeros(len(relaxation.prices))
-        spread[cuts.moments] = prices
-        relaxation.set_prices(spread)
+        elif relaxation.best_prices.any():
+            mixed = MIXED
+        before = relaxation.bound
+        relaxation.set_prices(mixed * prices + (1.0 - mixed) * relaxation.best_prices)
         _try(relaxation, cuts, incumbent, clock, rng, SWEEPS)
+        gap = max(min(incumbent.cost, model) - before, 1e-6 * abs(before))
+        stalled = stalled + 1 if mixed < 1.0 and relaxation.bound - before < 1e-3 * gap else 0
         clock.tell("prices")
     relaxation.set_prices(relaxation.best_prices)
 
@@ -131,4 +151,6 @@ def _try(
     for forward in (True, False):
         choice = relaxation.polished(relaxation.rounded(forward), 2, rng, clock)
         incumbent.offer(relaxation, choice, clock)
-        cuts.add(relaxation.worth(choice), relaxation.held(choice) - float(relaxation.limit))
+        cost = relaxation.worth(choice)
+        if cost < relaxation.big:
+            cuts.add(cost, relaxation.held(choice) - float(relaxation.limit))
