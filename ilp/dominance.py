@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from ilp.tables import EXACT, Table, Tables
 
@@ -20,18 +21,59 @@ def undominated(tables: Tables, cost: Table, around: tuple[Table, ...], held: He
     Of strategies that beat each other the first stays.
     """
     c = cost.array
-    gain = c[:, None] - c[None, :]
     scale = float(np.abs(c).max())
+    hoped = c[:, None] - c[None, :]
     for matrix in around:
-        advantage, largest = tables.advantage(matrix)
-        gain = gain + advantage
+        promise, largest = tables.promise(matrix)
+        hoped = hoped + promise
         scale += largest
-    beaten = gain >= -EXACT * scale
+    slack = EXACT * scale
+    possible = hoped >= -slack
     for usage in usages(held):
-        beaten &= usage[:, None] >= usage[None, :]
-    index = np.arange(len(c))
-    beaten &= ~(beaten.T & (index[:, None] <= index[None, :]))
-    return np.asarray(~beaten.any(axis=1))
+        possible &= usage[:, None] >= usage[None, :]
+    np.fill_diagonal(possible, False)
+    i, k = (np.ascontiguousarray(index) for index in np.nonzero(possible))
+    spare = hoped[i, k] + slack
+    for matrix in around:
+        if not len(i):
+            break
+        promise, _ = tables.promise(matrix)
+        stay = _spend(matrix.array, i, k, spare, promise[i, k])
+        i, k, spare = i[stay], k[stay], spare[stay]
+    return _standing(len(c), i, k)
+
+
+@njit(cache=True)
+def _spend(a: np.ndarray, i: np.ndarray, k: np.ndarray, spare: np.ndarray, promise: np.ndarray) -> np.ndarray:
+    """Per pair: replace what ``a`` promised of i's cost over k's by what it keeps; whether something is left.
+
+    It keeps min_j a[i, j] - a[k, j]; a column that forbids i does not count, one that forbids only k ends it.
+    """
+    stay = np.ones(len(i), dtype=np.bool_)
+    for pair in range(len(i)):
+        dear, cheap = a[i[pair]], a[k[pair]]
+        enough = promise[pair] - spare[pair]
+        least = promise[pair]
+        for j in range(len(dear)):
+            if dear[j] < np.inf:
+                more = dear[j] - cheap[j]
+                if more < least:
+                    least = more
+                    if least < enough:
+                        stay[pair] = False
+                        break
+        spare[pair] += least - promise[pair]
+    return stay
+
+
+@njit(cache=True)
+def _standing(n: int, i: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Mask of 0..n-1 without each i[p] whose k[p] stands; the pairs come sorted, the last are looked at first."""
+    standing = np.ones(n, dtype=np.bool_)
+    for pair in range(len(i) - 1, -1, -1):
+        if standing[k[pair]]:
+            standing[i[pair]] = False
+    return standing
 
 
 def usages(held: Held) -> list[np.ndarray]:

@@ -131,12 +131,12 @@ class Tables:
 
         return self.remember(("split", a), make)
 
-    def advantage(self, a: Table) -> tuple[np.ndarray, float]:
-        """G[i, k] = min_j a[i, j] - a[k, j]: what i costs more than k at the least; and the largest entry.
+    def promise(self, a: Table) -> tuple[np.ndarray, float]:
+        """G[i, k] >= min_j a[i, j] - a[k, j], what i costs more than k at the least; and the largest entry.
 
-        Where k is forbidden and i allowed, -inf; a column that forbids i does not count.
+        Quick: where i is cheapest it costs min a[i] and k at least min a[k]; so it is where k is dearest.
         """
-        return self.remember(("advantage", a), lambda: (_advantage(a.array), _largest(a.array)))
+        return self.remember(("promise", a), lambda: (_promise(a.array), _largest(a.array)))
 
     def least(self, cost: Table, a: Table) -> Table:
         """The vector min_u cost[u] + a[u, v]."""
@@ -151,15 +151,12 @@ def _largest(a: np.ndarray) -> float:
     return float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
 
 
-def _advantage(a: np.ndarray) -> np.ndarray:
-    allowed = np.isfinite(a)
-    dear = np.where(allowed, a, np.inf)
-    cheap = np.where(allowed, a, 0.0)
-    barred = np.where(allowed, 0.0, np.inf)
-    gain = np.empty((len(a), len(a)))
-    for i in range(len(a)):
-        columns = np.flatnonzero(allowed[i])
-        gain[i] = (dear[i, columns] - cheap[:, columns] - barred[:, columns]).min(axis=1, initial=np.inf)
+def _promise(a: np.ndarray) -> np.ndarray:
+    least = a.min(axis=1)
+    gain = least[:, None] - least[None, :]
+    most = a.max(axis=1)
+    if np.isfinite(most).all():
+        gain = np.minimum(gain, most[:, None] - most[None, :])
     return gain
 
 
