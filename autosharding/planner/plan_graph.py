@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import ilp
@@ -25,6 +26,9 @@ Report = Callable[[str], None]
 
 GAP = 1e-3
 """Relative gap at which the solver may stop."""
+
+LIMITED_GAP = 5e-3
+"""The same where a memory limit binds, which makes the program much harder."""
 
 TIGHTENINGS = 8
 """How often the limit of the program is lowered by what its memory rows do not see (copies for one reader)."""
@@ -90,7 +94,7 @@ def plan_graph(
     tried: list[tuple[Topology, Plan | Infeasible | str]] = []
     for t in _topologies(cluster, mesh, topology):
         tell(f"planning on the mesh {_name(t)}")
-        tried.append((t, _attempt(task, t, memory, alone=topology is not None or mesh is not None)))
+        tried.append((t, _attempt(task, t, memory, best=_best(p for _, p in tried))))
     plans = [p for _, p in tried if isinstance(p, Plan)]
     if not plans:
         raise next(p for _, p in tried if isinstance(p, Infeasible))
@@ -109,9 +113,14 @@ def _topologies(
     return (cluster.topology(mesh),) if mesh else tuple(cluster.logical_meshes(max_axes=3))
 
 
-def _attempt(task: _Task, topology: Topology, memory: int | None, *, alone: bool) -> Plan | Infeasible | str:
+def _best(tried: Iterable[Plan | Infeasible | str]) -> float:
+    """The cheapest so far, in seconds; inf before the first."""
+    return min((p.seconds for p in tried if isinstance(p, Plan)), default=math.inf)
+
+
+def _attempt(task: _Task, topology: Topology, memory: int | None, *, best: float) -> Plan | Infeasible | str:
     try:
-        return _plan_on(task, topology, memory, alone=alone)
+        return _plan_on(task, topology, memory, best=best)
     except Infeasible as error:
         return error
 
@@ -140,7 +149,8 @@ def problem_of(
     return built.problem
 
 
-def _plan_on(task: _Task, topology: Topology, memory: int | None, *, alone: bool) -> Plan | str:
+def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float) -> Plan | str:
+    """Plan on one mesh; a line of text where it cannot beat `best` seconds, or is too large to try beside it."""
     tables = Tables(task.graph, topology, task.monoids, task.life)
     held = restrictions(task.method, task.graph, task.rules, task.roles, tables.mesh, task.specs)
     budget = memory if memory is not None else topology.device.usable_memory
@@ -159,11 +169,13 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, alone: bool
 
     free = build(None)
     entries = sum(e.cost.size for e in free.problem.edges)
-    if not alone and len(topology.sizes) > 2 and entries > TABLE_ENTRIES:
+    if best < math.inf and entries > TABLE_ENTRIES:
         return f"not planned: {entries:,} table entries are more than {TABLE_ENTRIES:,}"
     solution = ilp.solve(free.problem, gap=GAP)
     if solution.status == "infeasible":
         raise Infeasible(_contradiction(task, topology))
+    if solution.bound >= best:
+        return f"takes at least {solution.bound:.3g} s even without a memory limit"
     plan = _decoded(task, tables, free, solution, budget)
     if plan.memory.peak <= budget:
         return plan
@@ -182,7 +194,7 @@ def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], bu
     solution: ilp.Solution | None = None
     for attempt in range(TIGHTENINGS):
         built = build(limit)
-        solution = ilp.solve(built.problem, gap=GAP)
+        solution = ilp.solve(built.problem, gap=LIMITED_GAP)
         bound = bound or solution.bound
         if solution.status == "infeasible" or not solution.choice:
             if limit == budget:
