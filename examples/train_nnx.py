@@ -15,6 +15,7 @@ import autosharding as asd
 
 HIDDEN, LAYERS, HEADS = 64, 2, 8
 SEQUENCE, BATCH, VOCABULARY = 32, 16, 64
+OPTIMIZER = optax.adamw(3e-3)
 
 
 class Block(nnx.Module):
@@ -73,7 +74,7 @@ def make_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
 def make():
     """Return the step and its example arguments, for the command line."""
     model = Transformer(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, OPTIMIZER, wrt=nnx.Param)
     return train_step, (model, optimizer, *make_batch(0))
 
 

@@ -1,7 +1,12 @@
-"""The memory account of a plan: every array that is there, from when to when, with its bytes on one device."""
+"""The memory account of a plan: every array that is there, from when to when, with its bytes on one device.
+
+What is returned has its buffer from the start of the call, as XLA allocates it: one of a donated argument, or its own,
+which until then may hold a passing array that is no larger.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +29,7 @@ class Alive(NamedTuple):
     begin: int
     end: int
     bytes: int
+    returned: bool = False
 
 
 class Account:
@@ -49,7 +55,7 @@ class Account:
 
     def memory(self, budget: int | None) -> Memory:
         """Bytes over time, the peak, and the largest arrays there."""
-        alive = list(self._alive())
+        alive = _allocated(list(self._alive()))
         load = np.zeros(self.last + 1, np.int64)
         for a in alive:
             load[a.begin] += a.bytes
@@ -85,20 +91,20 @@ class Account:
     def _alive(self) -> Iterator[Alive]:
         for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
             yield Alive(name, 0, self.last, self._bytes(v, self.made[v.id]))
-        taken = {
-            (a.id, o.read)
-            for a, o in zip(self.graph.outputs, self.outputs, strict=True)
-            if isinstance(a, Value) and o.state_of in self.donated
-        }  # written into the buffer of a donated argument
-        yield from self._values(taken)
+        results = [(a.id, o) for a, o in zip(self.graph.outputs, self.outputs, strict=True) if isinstance(a, Value)]
+        returned = {(value, o.read) for value, o in results}
+        taken = {(value, o.read) for value, o in results if o.state_of in self.donated}
+        # these are written into the buffer of a donated argument
+        yield from self._values(taken, returned)
         for k, c in enumerate(self.copies):
             if (c.value, k) not in taken and any(m.kind != "mask" for m in c.moves):
                 begin = self._made_at(c)
                 end = max(self.until.get((c.value, k), 0), begin + 1)
                 what = f"{c.name}:{c.type} as {c.spec}"
-                yield Alive(what, begin, end, self._bytes(self.graph.values[c.value], c.spec))
+                size = self._bytes(self.graph.values[c.value], c.spec)
+                yield Alive(what, begin, end, size, (c.value, k) in returned)
 
-    def _values(self, taken: set[tuple[int, int]]) -> Iterator[Alive]:
+    def _values(self, taken: set[tuple[int, int]], returned: set[tuple[int, int]]) -> Iterator[Alive]:
         for op in self.graph.ops:
             if op.is_free:
                 continue
@@ -109,7 +115,28 @@ class Account:
                     end = self.sent.get(v.id, 0)  # a fused value is there only where a collective takes it
                 if end > begin and (v.id, AS_MADE) not in taken:
                     what = f"{v.name}:{v.type} {op.name} {op.source}".rstrip()
-                    yield Alive(what, begin, end, self._bytes(v, self.made[v.id]))
+                    size = self._bytes(v, self.made[v.id])
+                    yield Alive(what, begin, end, size, (v.id, AS_MADE) in returned)
 
     def _bytes(self, v: Value, spec: Spec) -> int:
         return spec.local_bytes(v.shape, v.itemsize, self.mesh)
+
+
+def _allocated(alive: Sequence[Alive]) -> list[Alive]:
+    """The buffers of these arrays: a result's from the start, and none for what passes through one of those.
+
+    XLA's buffer assignment likewise takes arrays from the largest down and puts each into a buffer large enough that
+    is not in use meanwhile.
+    """
+    results = sorted((a for a in alive if a.returned), key=lambda a: a.bytes)
+    sizes = [a.bytes for a in results]
+    guests: list[list[Alive]] = [[] for _ in results]
+    buffers = [a._replace(begin=0) for a in results]
+    for a in sorted((a for a in alive if not a.returned), key=lambda a: -a.bytes):
+        for k in range(bisect_left(sizes, a.bytes), len(results)):
+            if a.end <= results[k].begin and all(a.end <= g.begin or g.end <= a.begin for g in guests[k]):
+                guests[k].append(a)
+                break
+        else:
+            buffers.append(a)
+    return buffers
