@@ -26,10 +26,19 @@ class Clock:
     done: int = 0
     objective: float = float("inf")
     bound: float = float("-inf")
+    outer: Clock | None = None
+
+    def inner(self, gap: float) -> Clock:
+        """A clock for a part of this solve, with its own cost and bound; what it spends is spent here too."""
+        work = (DEFAULT_WORK if self.seconds is None else None) if self.work is None else self.work
+        left = None if work is None else max(0, work - self.done)
+        return Clock(self.left, left, gap, outer=self)
 
     def spend(self, entries: int) -> None:
         """Count table entries looked at."""
         self.done += int(entries)
+        if self.outer is not None:
+            self.outer.spend(entries)
 
     @property
     def spent(self) -> float:

@@ -9,16 +9,18 @@ these one or two stay above zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import linprog
 
 from ilp.clock import Clock
+from ilp.oracle import Oracle
 from ilp.relaxation import Relaxation
 from ilp.solution import relative_gap
 
-__all__ = ["Incumbent", "find_prices"]
+__all__ = ["Incumbent", "find_prices", "find_prices_exactly"]
 
 ROUNDS = 60
 MOST_MOMENTS = 40
@@ -28,6 +30,8 @@ MIXED = 0.5
 """Between the best prices and those that the cuts propose: cuts know little far from where they were made."""
 PATIENCE = 10
 """Rounds without progress after which prices rest."""
+FIRST_CAP = 0.5
+"""Share of the cost that all bytes of the limit may be priced at, at first."""
 SWEEPS = 12
 """Sweeps per price tried; the messages carry over from the last."""
 
@@ -84,6 +88,10 @@ class _Cuts:
         if over[worst] > 0 and worst not in self.moments and len(self.moments) < MOST_MOMENTS:
             self.moments.append(worst)
 
+    def at(self, prices: np.ndarray) -> float:
+        """The least cut at these prices."""
+        return min(cost + float(over @ prices) for cost, over in zip(self.cost, self.over, strict=True))
+
     def best(self, cap: float, limit: int) -> tuple[np.ndarray, float]:
         """Prices that maximise the least cut, at most ``cap`` seconds per limit in all; and that cut.
 
@@ -134,6 +142,51 @@ def find_prices(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng:
         gap = max(min(incumbent.cost, model) - before, 1e-6 * abs(before))
         stalled = stalled + 1 if mixed < 1.0 and relaxation.bound - before < 1e-3 * gap else 0
         clock.tell("prices")
+    relaxation.set_prices(relaxation.best_prices)
+
+
+def find_prices_exactly(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, oracle: Oracle, known: Iterable[np.ndarray] = ()
+) -> None:
+    """The same where priced problems are solved whole: each cut is tight, so few are needed.
+
+    ``known`` choices, good at some prices or other, tell where to begin.
+    """
+    cuts = _Cuts()
+    limit = max(relaxation.limit, 1)
+
+    def cut(choice: np.ndarray) -> None:
+        incumbent.offer(relaxation, choice, clock)
+        cost = relaxation.worth(choice)
+        if cost < relaxation.big:
+            cuts.add(cost, relaxation.held(choice) - float(relaxation.limit))
+
+    for choice in known:
+        cut(choice)
+    prices, cap = np.zeros(len(relaxation.prices)), 0.0
+    if cuts.moments:
+        cap = FIRST_CAP * max(map(abs, cuts.cost))
+        prices, _ = cuts.best(cap, limit)
+    for _ in range(ROUNDS):
+        relaxation.set_prices(prices)
+        choice, bound = oracle(relaxation.priced, clock)
+        relaxation.secure(bound)
+        clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
+        if choice is None:
+            break
+        cut(choice)
+        clock.tell("prices")
+        if clock.over(0.6) or not cuts.moments:
+            break
+        cap = cap or FIRST_CAP * max(abs(relaxation.bound), abs(cuts.cost[0]))
+        here = cuts.at(prices)
+        prices, model = cuts.best(cap, limit)
+        if prices.sum() * limit >= 0.99 * cap:
+            if relaxation.bound > relaxation.big:
+                break
+            cap *= 4
+        elif relative_gap(model, here) <= max(oracle.gap, 1e-9):
+            break
     relaxation.set_prices(relaxation.best_prices)
 
 

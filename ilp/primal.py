@@ -7,12 +7,19 @@ import numpy as np
 from ilp.clock import Clock
 from ilp.forest import ball, improve
 from ilp.memory import charge
+from ilp.oracle import Oracle
 from ilp.prices import Incumbent
 from ilp.relaxation import Relaxation
 
-__all__ = ["descend", "repair"]
+__all__ = ["descend", "repair", "spread"]
 
 REPAIR_ROUNDS = 80
+
+SCALES = (1.02, 0.98, 1.1, 0.9, 1.35, 2.0)
+"""Multiples of the best prices: their optima are optimal for limits around the one asked for."""
+
+TILT = 0.3
+"""Share by which the prices of single rows are bent to find choices that mix."""
 
 
 def repair(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
@@ -65,3 +72,17 @@ def descend(
         if (choice != incumbent.choice).any():
             incumbent.offer(relaxation, choice, clock)
     return incumbent.cost < before
+
+
+def spread(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, oracle: Oracle, attempt: int
+) -> None:
+    """Offer optima at prices around the best, those of each row bent a little its own way after the first few."""
+    factor = SCALES[attempt] if attempt < len(SCALES) else float(rng.uniform(0.9, 1.15))
+    cost = charge(relaxation.flat.at, relaxation.rows, relaxation.best_prices * factor, relaxation.cost)
+    if attempt >= len(SCALES):
+        bent = np.repeat(rng.uniform(1 - TILT, 1 + TILT, len(relaxation.problem.costs)), np.diff(relaxation.flat.at))
+        cost = relaxation.cost + (cost - relaxation.cost) * bent
+    choice, _ = oracle(cost, clock)
+    if choice is not None:
+        incumbent.offer(relaxation, choice, clock)

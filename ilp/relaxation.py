@@ -37,8 +37,10 @@ class Relaxation:
     done: np.ndarray
     trial: np.ndarray
     bound: float = -math.inf
+    reached: float = -math.inf
+    """The best bound that messages alone gave."""
     margin: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """At the best bound: a bound with each strategy forced."""
+    """With the messages of that bound: a bound with each strategy forced."""
     best_prices: np.ndarray = field(default_factory=lambda: np.zeros(0))
     best_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
@@ -64,11 +66,19 @@ class Relaxation:
             sweep(self.flat, self.priced, self.messages, True, self.done, self.trial)
             now = sweep(self.flat, self.priced, self.messages, False, self.done, self.trial) - owed
             now -= 1e-13 * (abs(now) + owed)
+            if now > self.reached:
+                self.reached, self.margin = now, self.trial - owed
             if now > self.bound:
-                self.bound = now
-                self.margin = self.trial - owed
-                self.best_prices = self.prices
+                self.bound, self.best_prices = now, self.prices
             clock.spend(self.entries)
+        return now
+
+    def secure(self, bound: float) -> float:
+        """Take in a bound on the priced cost of every choice, at the present prices; return what it says of (1)."""
+        owed = float(self.prices.sum()) * self.limit
+        now = bound - owed - 1e-13 * (abs(bound) + owed)
+        if now > self.bound:
+            self.bound, self.best_prices = now, self.prices
         return now
 
     def rounded(self, forward: bool) -> np.ndarray:

@@ -12,10 +12,12 @@ from ilp.engines import Stop
 from ilp.kernel import below, pairs_left, restrict, seen_in
 from ilp.mip import Answer, entries, exact
 from ilp.presolve import Reduced
-from ilp.prices import Incumbent, find_prices
-from ilp.primal import descend, repair
+from ilp.oracle import Oracle, collapses
+from ilp.prices import Incumbent, find_prices, find_prices_exactly
+from ilp.primal import descend, repair, spread
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation, relax
+from ilp.ties import alike, tied
 
 __all__ = ["Found", "search"]
 
@@ -27,6 +29,21 @@ EXACT = 60_000
 
 NODES = 2_000
 """Branch-and-bound nodes of one exact program, where seconds are not limited."""
+
+REPEATED = 1_000
+"""Nodes from which identical layers are looked for."""
+
+TIED = 0.5
+"""Share of the nodes that may be left when layers are tied, for it to be worth while."""
+
+TIED_GAP = 3e-3
+"""Relative gap at which a tied problem is solved well enough: only its choices are wanted."""
+
+MIXES = 15
+"""Optima at other prices that are looked at before the messages are."""
+
+FUSED_EACH = 3
+"""Optima after which the choices seen are fused again."""
 
 SWEEPS = 20
 """Sweeps between two looks at the bound."""
@@ -52,7 +69,15 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Fou
     relaxation = relax(problem)
     if start is not None:
         incumbent.offer(relaxation, np.array(start, dtype=np.int64), clock)
-    _bound(relaxation, incumbent, clock, rng)
+    oracle = None
+    known = _layers(problem, clock) if start is None else []
+    for choice in known:
+        incumbent.offer(relaxation, choice, clock)
+    if len(relaxation.prices) and (known or collapses(relaxation)):
+        oracle = Oracle(relaxation, _whole, min(clock.gap / 10, 1e-3))
+        find_prices_exactly(relaxation, incumbent, clock, oracle, known)
+        _mix(relaxation, incumbent, clock, rng, oracle)
+    _bound(relaxation, incumbent, clock, rng, messages=oracle is None)
     price = float(relaxation.best_prices.sum())
     if relaxation.bound > relaxation.big:
         return Found(None, math.inf, price)
@@ -61,6 +86,46 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Fou
     bound = _close(relaxation, incumbent, clock, rng)
     choice = None if incumbent.choice is None else tuple(incumbent.choice.tolist())
     return Found(choice, bound, price)
+
+
+def _whole(problem: Problem, clock: Clock) -> tuple[tuple[int, ...] | None, float]:
+    """Solve a problem without limit, for the oracle."""
+    found = search(problem, clock, None)
+    return found.choice, found.bound
+
+
+def _layers(problem: Problem, clock: Clock) -> list[np.ndarray]:
+    """Choices of the problem in which identical layers are tied; none where there are no such layers."""
+    if len(problem.costs) < REPEATED:
+        return []
+    classes = alike(problem)
+    if classes.max() > TIED * len(classes):
+        return []
+    small = tied(problem, classes)
+    inner = clock.inner(max(clock.gap, TIED_GAP))
+    incumbent = Incumbent()
+    relaxation = relax(small)
+    rng = np.random.default_rng(0)
+    if len(relaxation.prices):
+        oracle = Oracle(relaxation, _whole, TIED_GAP)
+        find_prices_exactly(relaxation, incumbent, inner, oracle)
+    else:
+        _bound(relaxation, incumbent, inner, rng, messages=False)
+    return [choice[classes] for choice in incumbent.seen.values()]
+
+
+def _mix(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, oracle: Oracle
+) -> None:
+    """Offer optima at prices around the best, and what fusion makes of them."""
+    for attempt in range(MIXES):
+        if attempt % FUSED_EACH == 0:
+            _fuse(relaxation, incumbent, clock)
+            clock.tell("fusion")
+        if clock.over(0.6):
+            return
+        spread(relaxation, incumbent, clock, rng, oracle, attempt)
+        clock.tell("mix")
 
 
 def _taken(problem: Problem, answer: Answer, start: tuple[int, ...] | None) -> Found:
@@ -77,9 +142,11 @@ def _stop(clock: Clock, share: float = 1.0, nodes: int = NODES) -> Stop:
     return Stop(clock.left * share, min(clock.gap, 1e-6) / 2, None)
 
 
-def _bound(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
-    """Raise the bound as far as it goes, offering choices on the way."""
-    if len(relaxation.prices):
+def _bound(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, *, messages: bool
+) -> None:
+    """Raise the bound as far as it goes, offering choices on the way; ``messages`` find the prices, if asked."""
+    if len(relaxation.prices) and messages:
         find_prices(relaxation, incumbent, clock, rng)
     last = -math.inf
     for _ in range(40):

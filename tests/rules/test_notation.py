@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import check
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.extend.core import Primitive
@@ -19,6 +18,7 @@ from autosharding.errors import RuleError
 from autosharding.graph import Op, Value
 from autosharding.rules import REGISTRY, Notation, parse, register_user_rule, rule_for, rules_table
 from autosharding.spec import MONOIDS
+from tests.rules.harness import check
 
 FACTORS = st.sampled_from(["a", "b", "heads", "d_1", "K"])
 

@@ -7,11 +7,11 @@ from math import prod
 import jax
 import numpy as np
 import pytest
-from harness import check
 
 from autosharding.capture import capture
 from autosharding.rules import rule_for
 from autosharding.rules.random import _counters
+from tests.rules.harness import check
 
 BIG = (7, 3, 2**20 + 1, 2**17 + 3)
 

@@ -6,7 +6,6 @@ from math import prod
 
 import jax.numpy as jnp
 import numpy as np
-from harness import _cut, _join, every_strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,8 @@ from autosharding.capture import capture
 from autosharding.rules import rule_for
 from autosharding.rules.shape import compound_factors
 from autosharding.strategies import monoids
+from tests.rules.harness import every_strategy
+from tests.rules.shards import cut, join
 
 MESH = {"x": 2, "y": 3, "z": 2}
 
@@ -45,11 +46,11 @@ def test_every_strategy_of_a_reshape(pair: tuple[tuple[int, ...], tuple[int, ...
         return
     rule = rule_for(op)
     x = np.arange(prod(before), dtype=np.int32).reshape(before)
-    for s in every_strategy(op, rule, MESH, graph, monoids(graph, [rule_for(o) for o in graph.ops])):
-        pieces = _cut(x, s.operands[0], MESH)
+    for s in every_strategy(op, rule, MESH, monoids(graph, [rule_for(o) for o in graph.ops])):
+        pieces = cut(x, s.operands[0], MESH)
         local = s.results[0].local_shape(after, MESH)
-        got = np.stack([p.reshape(local) for p in pieces])
-        np.testing.assert_array_equal(_join(got, s.results[0], after, MESH), x.reshape(after), err_msg=f"{rule} {s}")
+        got = [p.reshape(local) for p in pieces]
+        np.testing.assert_array_equal(join(got, s.results[0], after, MESH), x.reshape(after), err_msg=f"{rule} {s}")
 
 
 @given(shape_pairs())

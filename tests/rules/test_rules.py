@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import MESH_2, MESH_4, MESH_8, check
 from jax import lax
 from jax.lax import GatherDimensionNumbers, GatherScatterMode, ScatterDimensionNumbers
+
+from tests.rules.harness import MESH_2, MESH_4, MESH_8, check
 
 
 def arr(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:

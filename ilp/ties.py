@@ -1,0 +1,66 @@
+"""Identical layers, tied: nodes that look alike as far as a few steps around them take one strategy together.
+
+A transformer of 24 layers becomes one of a handful. What is lost is that layers could differ; what is found is the
+price of memory and choices of the whole problem, in the time that the handful takes. Nodes are told apart by colour
+refinement (B. Weisfeiler, A. Leman, "The reduction of a graph to canonical form", 1968), stopped early: each further
+round would tell one more layer from its neighbours, from both ends inwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ilp.problem import Edge, Memory, Problem
+
+__all__ = ["alike", "tied"]
+
+ROUNDS = 6
+"""Steps that are looked at around a node: enough to tell the roles within a layer apart."""
+
+
+def alike(problem: Problem, rounds: int = ROUNDS) -> np.ndarray:
+    """Each node's class, int64 [nodes]: the same tables, and the same around it for ``rounds`` steps.
+
+    Tables are the same if they are one array.
+    """
+    held: list[list[int]] = [[] for _ in problem.costs]
+    for row in problem.memory:
+        held[row.node].append(id(row.usage))
+    around: list[list[tuple[int, int]]] = [[] for _ in problem.costs]
+    for edge in problem.edges:
+        around[edge.u].append((id(edge.cost), edge.v))
+        around[edge.v].append((-id(edge.cost), edge.u))
+    names: dict[tuple, int] = {}
+
+    def name(key: tuple) -> int:
+        return names.setdefault(key, len(names))
+
+    colour = [name((id(cost), *sorted(rows))) for cost, rows in zip(problem.costs, held, strict=True)]
+    for _ in range(rounds):
+        colour = [
+            name((own, *sorted((side, colour[v]) for side, v in near)))
+            for own, near in zip(colour, around, strict=True)
+        ]
+    return np.unique(np.array(colour, dtype=np.int64), return_inverse=True)[1]
+
+
+def tied(problem: Problem, classes: np.ndarray) -> Problem:
+    """The problem in which all nodes of a class take the same strategy; ``choice[classes]`` is the whole choice."""
+    counts = np.bincount(classes)
+    first = np.unique(classes, return_index=True)[1]
+    costs = [problem.costs[at] * count for at, count in zip(first, counts, strict=True)]
+    alike: dict[tuple[int, int, int], tuple[np.ndarray, int]] = {}
+    for edge in problem.edges:
+        key = int(classes[edge.u]), int(classes[edge.v]), id(edge.cost)
+        alike[key] = (edge.cost, alike.get(key, (edge.cost, 0))[1] + 1)
+    scaled: dict[tuple[int, int], np.ndarray] = {}
+    edges = []
+    for (u, v, same), (cost, count) in alike.items():
+        if u == v:
+            costs[u] = costs[u] + count * np.diagonal(cost)
+        else:
+            edges.append(Edge(u, v, scaled.setdefault((same, count), cost * count)))
+    memory = tuple(Memory(int(classes[row.node]), row.lo, row.hi, row.usage) for row in problem.memory)
+    return replace(problem, costs=tuple(costs), edges=tuple(edges), memory=memory)

@@ -1,0 +1,1 @@
+"""Tests; `python -m tests.conformance` runs JAX's own."""

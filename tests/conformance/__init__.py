@@ -1,0 +1,1 @@
+"""JAX's own harnesses of its primitives, run under our executor: `python -m tests.conformance`."""
