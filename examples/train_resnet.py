@@ -17,6 +17,7 @@ import autosharding as asd
 
 IMAGE, BATCH, CLASSES = 32, 32, 16
 CHANNELS = (16, 32, 64)  # of each stage
+OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 
 
 class TrainState(train_state.TrainState):
@@ -56,6 +57,9 @@ class ResNet(nn.Module):
         return nn.Dense(CLASSES)(x.mean(axis=(1, 2)))
 
 
+MODEL = ResNet()
+
+
 def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
     """Return the next state and the metrics: loss in nats, accuracy as a fraction."""
 
@@ -83,13 +87,12 @@ def make_batch(step: int) -> dict[str, np.ndarray]:
 
 def make():
     """Return the step and its example arguments, for the command line."""
-    batch, model = make_batch(0), ResNet()
-    variables = jax.jit(model.init)(jax.random.key(0), batch["images"])
-    optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    batch = make_batch(0)
+    variables = jax.jit(MODEL.init)(jax.random.key(0), batch["images"])
     state = TrainState.create(
-        apply_fn=model.apply,
+        apply_fn=MODEL.apply,
         params=variables["params"],
-        tx=optimizer,
+        tx=OPTIMIZER,
         batch_stats=variables["batch_stats"],
     )
     return train_step, (state, batch)
