@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,12 @@ from autosharding.plan import AS_MADE, Copy, Held, Memory, Output, Step
 from autosharding.planner.formulate import BARRIER
 from autosharding.planner.liveness import Liveness
 from autosharding.spec import Spec
+
+WORKSPACES = {"select_and_scatter_add": lambda rank, itemsize: 4 * rank + 2 * itemsize}
+"""Bytes per element of the last operand, given its rank and itemsize, that XLA holds besides operands and results.
+
+It expands the gradient of a pooling into a scatter on padded copies with an int32 index for each dim (`SelectAndScatterExpander`, on CPU and GPU).
+"""
 
 LARGEST = 12
 """How many arrays the account names."""
@@ -51,7 +58,8 @@ class Account:
         self.last = len(graph.ops) + 1
         self.until: dict[tuple[int, int], int] = {}  # (value, copy) -> when it is read last
         self.sent: dict[int, int] = {}  # value -> when a collective takes it last
-        self._note_reads(steps)
+        self.steps = steps
+        self._note_reads()
 
     def memory(self, budget: int | None) -> Memory:
         """Bytes over time, the peak, and the largest arrays there."""
@@ -70,8 +78,8 @@ class Account:
     def _read(self, value: int, copy: int, time: int) -> None:
         self.until[value, copy] = max(self.until.get((value, copy), 0), time)
 
-    def _note_reads(self, steps: Sequence[Step]) -> None:
-        for op, step in zip(self.graph.ops, steps, strict=True):
+    def _note_reads(self) -> None:
+        for op, step in zip(self.graph.ops, self.steps, strict=True):
             for i, (a, read) in enumerate(zip(op.inputs, step.reads, strict=True)):
                 if isinstance(a, Value) and not self.graph.is_free(a):
                     barrier = op.name == BARRIER
@@ -96,6 +104,7 @@ class Account:
         taken = {(value, o.read) for value, o in results if o.state_of in self.donated}
         # these are written into the buffer of a donated argument
         yield from self._values(taken, returned)
+        yield from self._workspaces()
         for k, c in enumerate(self.copies):
             if (c.value, k) not in taken and any(m.kind != "mask" for m in c.moves):
                 begin = self._made_at(c)
@@ -117,6 +126,13 @@ class Account:
                     what = f"{v.name}:{v.type} {op.name} {op.source}".rstrip()
                     size = self._bytes(v, self.made[v.id])
                     yield Alive(what, begin, end, size, (v.id, AS_MADE) in returned)
+
+    def _workspaces(self) -> Iterator[Alive]:
+        for op, step in zip(self.graph.ops, self.steps, strict=True):
+            if op.name in WORKSPACES:
+                v = op.values[-1]
+                size = prod(step.operands[-1].local_shape(v.shape, self.mesh)) * WORKSPACES[op.name](v.rank, v.itemsize)
+                yield Alive(f"workspace of {op.where}", op.index, op.index + 1, size)
 
     def _bytes(self, v: Value, spec: Spec) -> int:
         return spec.local_bytes(v.shape, v.itemsize, self.mesh)

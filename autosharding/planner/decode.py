@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autosharding.graph import Graph, Op, Value
-from autosharding.plan import AS_MADE, Copy, Input, Output, Step, Unresolved
+from autosharding.plan import AS_MADE, Copy, Exchange, Input, Output, Step, Unresolved
 from autosharding.planner.formulate import BARRIER, Formulation
-from autosharding.planner.tables import Tables
+from autosharding.planner.tables import Tables, exchanges
 from autosharding.rules import Rule
 from autosharding.spec import Spec
 from autosharding.strategies import Strategy
@@ -66,6 +66,7 @@ class Decoder:
 
     def _step(self, op: Op) -> Step:
         factors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+        inner: tuple[Exchange, ...] = ()
         seconds = 0.0
         if op.name == BARRIER:
             operands = results = tuple(self.made[v.id] for v in op.outputs)
@@ -75,14 +76,20 @@ class Decoder:
         else:
             s = self._strategy(op)
             factors, operands, results = s.factors, s.operands, s.results
-            seconds = float(self.f.problem.costs[self.f.ops[op.index]][self.choice[self.f.ops[op.index]]])
+            priced = float(self.f.problem.costs[self.f.ops[op.index]][self.choice[self.f.ops[op.index]]])
+            rule = self.rules[op.index]
+            assert rule is not None
+            inner = exchanges(op, rule, s, self.tables.topology)
+            seconds = max(0.0, priced - sum(e.seconds for e in inner))
         reads = tuple(
             self._read(a, (op.index, i), spec) if isinstance(a, Value) and not self.graph.is_free(a) else AS_MADE
             for i, (a, spec) in enumerate(zip(op.inputs, operands, strict=True))
         )
         names = tuple(v.name for v in op.outputs)
         types = tuple(v.type for v in op.outputs)
-        return Step(op.name, op.phase, op.scope, op.source, factors, reads, operands, results, names, types, seconds)
+        return Step(
+            op.name, op.phase, op.scope, op.source, factors, reads, operands, results, names, types, seconds, inner
+        )
 
     def outputs(self) -> tuple[Output, ...]:
         """What the step returns; called after `steps`."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from autosharding.graph import Graph, Literal, Op, Value
+from autosharding.plan import Exchange as PlannedExchange
 from autosharding.planner.liveness import Liveness, is_elementwise
 from autosharding.reshard import SpecSpace
-from autosharding.rules import Rule
+from autosharding.rules import Rule, Shard
 from autosharding.strategies import Strategy, strategies
 from cost_model import Topology, roofline_seconds
 
@@ -106,6 +107,7 @@ class Tables:
             tuple(sorted(rule.sizes.items())),
             rule.flops,
             rule.known,
+            str(sorted(op.params.items())) if rule.admits or rule.exchanges else "",
             tuple(map(self._facts, op.inputs)),
             tuple(map(self._facts, op.outputs)),
         )
@@ -144,7 +146,7 @@ class Tables:
         return all(spec in self.space(v).index for v, spec in pairs if not self.graph.is_free(v))
 
     def _seconds(self, op: Op, rule: Rule, s: Strategy) -> float:
-        """Roofline on one device's share; only what is materialised moves through memory."""
+        """Roofline on one device's share, plus what the op exchanges; only what is materialised moves through memory."""
         moved = 0
         for a, spec in [*zip(op.inputs, s.operands, strict=True), *zip(op.outputs, s.results, strict=True)]:
             if isinstance(a, Value) and self.life.materialised[a.id]:
@@ -152,4 +154,23 @@ class Tables:
         dtype = op.outputs[0].dtype_name if op.outputs else "float32"
         launches = bool(op.outputs) and self.life.materialised[op.outputs[0].id]
         flops = 0.0 if is_elementwise(op) and not launches else rule.flops / s.parts(self.mesh)
-        return roofline_seconds(self.topology.device, flops, moved, dtype, floor=launches)
+        exchanged = sum(e.seconds for e in exchanges(op, rule, s, self.topology))
+        return exchanged + roofline_seconds(self.topology.device, flops, moved, dtype, floor=launches)
+
+
+def exchanges(op: Op, rule: Rule, s: Strategy, topology: Topology) -> tuple[PlannedExchange, ...]:
+    """The collectives that an op makes itself under a strategy, priced."""
+    if rule.exchanges is None or not s.factors:
+        return ()
+    shard = Shard(op, rule, dict(s.factors), s.operands, s.results, topology.shape)
+    return tuple(
+        PlannedExchange(
+            e.kind,
+            e.axes,
+            e.elements * e.itemsize,
+            e.elements,
+            topology.seconds(e.kind, e.axes, e.elements * e.itemsize),
+        )
+        for e in rule.exchanges(shard)
+        if e.elements
+    )
