@@ -22,7 +22,8 @@ from autosharding.spec import Spec
 WORKSPACES = {"select_and_scatter_add": lambda rank, itemsize: 4 * rank + 2 * itemsize}
 """Bytes per element of the last operand, given its rank and itemsize, that XLA holds besides operands and results.
 
-It expands the gradient of a pooling into a scatter on padded copies with an int32 index for each dim (`SelectAndScatterExpander`, on CPU and GPU).
+On CPU and GPU it expands the gradient of a pooling into a scatter on padded copies, with an int32 index for each dim
+(XLA's `SelectAndScatterExpander`).
 """
 
 LARGEST = 12
