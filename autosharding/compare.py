@@ -158,6 +158,9 @@ def _planned(plan: Plan) -> dict[Key, Total]:
             if move.on_wire and axes:
                 key = _key(move.kind, axes)
                 totals[key] = totals.get(key, Total()).plus(move.bytes, _elements(copy, move, mesh))
+    for e in (e for step in plan.steps for e in step.exchanges):
+        key = _key(e.kind, tuple(a for a in mesh if a in e.axes and mesh[a] > 1))
+        totals[key] = totals.get(key, Total()).plus(e.bytes, e.elements)
     return totals
 
 

@@ -53,6 +53,24 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """A collective that an op makes itself, between its operands and its results (the halo of a convolution).
+
+    Attributes:
+        kind, axes, bytes, seconds: as of a `Move`.
+        elements: bytes in elements.
+        holds: bytes of what it makes and of what that is put into, on one device, while the op runs.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    elements: int
+    holds: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one op does.
 
@@ -67,7 +85,8 @@ class Step:
         results: for each output the spec it leaves.
         values: for each output its letter name.
         types: for each output `f32[8,4]`.
-        seconds: its price.
+        seconds: its price, without what it exchanges.
+        exchanges: the collectives it makes itself.
     """
 
     op: str
@@ -81,6 +100,7 @@ class Step:
     values: tuple[str, ...]
     types: tuple[str, ...]
     seconds: float
+    exchanges: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +266,21 @@ class Plan:
     @cached_property
     def collectives(self) -> tuple[Collective, ...]:
         """Every collective in the order they run."""
-        ordered = sorted(self.copies, key=lambda c: c.before)
-        return tuple(
+        found = [
             Collective(m.kind, m.axes, m.bytes, m.seconds, f"{c.name}:{c.type}", c.before, c.phase, c.line, c.cause)
-            for c in ordered
+            for c in self.copies
             for m in c.moves
             if m.on_wire
-        )
+        ]
+        for n, s in enumerate(self.steps):
+            cause = f"inside {s.op}, split along {', '.join(f for f, _ in s.factors)}"
+            found += [
+                Collective(
+                    e.kind, e.axes, e.bytes, e.seconds, f"{s.values[0]}:{s.types[0]}", n, s.phase, s.source, cause
+                )
+                for e in s.exchanges
+            ]
+        return tuple(sorted(found, key=lambda c: c.before))
 
     @cached_property
     def compute_seconds(self) -> float:
@@ -262,7 +290,8 @@ class Plan:
     @cached_property
     def communication_seconds(self) -> float:
         """Predicted seconds of all collectives."""
-        return sum(m.seconds for c in self.copies for m in c.moves)
+        moved = sum(m.seconds for c in self.copies for m in c.moves)
+        return moved + sum(e.seconds for s in self.steps for e in s.exchanges)
 
     @property
     def seconds(self) -> float:

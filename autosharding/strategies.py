@@ -135,9 +135,9 @@ def _strategy(
 
 
 def _divides(rule: Rule, factors: Mapping[str, Sequence[str]], mesh: Mapping[str, int]) -> bool:
-    """Whether every split factor divides, and inside a dim only its major part is cut."""
+    """Whether every split factor divides, inside a dim only its major part is cut, and the op can be run so."""
     parts = {f: prod(mesh[a] for a in axes) for f, axes in factors.items()}
-    if any(rule.sizes[f] % p for f, p in parts.items()):
+    if any(rule.sizes[f] % p for f, p in parts.items()) or (rule.admits is not None and not rule.admits(parts)):
         return False
     for dims in (*rule.operands, *rule.results):
         for dim in dims:

@@ -134,6 +134,8 @@ class Account:
                 v = op.values[-1]
                 size = prod(step.operands[-1].local_shape(v.shape, self.mesh)) * WORKSPACES[op.name](v.rank, v.itemsize)
                 yield Alive(f"workspace of {op.where}", op.index, op.index + 1, size)
+            if held := sum(e.holds for e in step.exchanges):
+                yield Alive(f"what {op.where} fetches", op.index, op.index + 1, held)
 
     def _bytes(self, v: Value, spec: Spec) -> int:
         return spec.local_bytes(v.shape, v.itemsize, self.mesh)

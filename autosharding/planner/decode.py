@@ -30,6 +30,7 @@ class Decoder:
         self.copies: list[Copy] = []
         self._known: dict[tuple[int, int, int | None, Spec], int] = {}
         self._changes: set[tuple[int, Spec, Spec]] = set()
+        self._fetched: set[tuple[int, int, tuple[str, ...], str]] = set()
         self.made = self._made()
 
     def _node_spec(self, node: int, v: Value) -> Spec:
@@ -66,8 +67,7 @@ class Decoder:
 
     def _step(self, op: Op) -> Step:
         factors: tuple[tuple[str, tuple[str, ...]], ...] = ()
-        inner: tuple[Exchange, ...] = ()
-        seconds = 0.0
+        priced = 0.0
         if op.name == BARRIER:
             operands = results = tuple(self.made[v.id] for v in op.outputs)
         elif op.is_free:
@@ -77,19 +77,33 @@ class Decoder:
             s = self._strategy(op)
             factors, operands, results = s.factors, s.operands, s.results
             priced = float(self.f.problem.costs[self.f.ops[op.index]][self.choice[self.f.ops[op.index]]])
-            rule = self.rules[op.index]
-            assert rule is not None
-            inner = exchanges(op, rule, s, self.tables.topology)
-            seconds = max(0.0, priced - sum(e.seconds for e in inner))
         reads = tuple(
             self._read(a, (op.index, i), spec) if isinstance(a, Value) and not self.graph.is_free(a) else AS_MADE
             for i, (a, spec) in enumerate(zip(op.inputs, operands, strict=True))
         )
+        inner = self._exchanges(op, reads)
+        seconds = max(0.0, priced - sum(e.seconds for e in inner))
         names = tuple(v.name for v in op.outputs)
         types = tuple(v.type for v in op.outputs)
         return Step(
             op.name, op.phase, op.scope, op.source, factors, reads, operands, results, names, types, seconds, inner
         )
+
+    def _exchanges(self, op: Op, reads: Sequence[int]) -> tuple[Exchange, ...]:
+        """What the op exchanges itself, but for what an earlier op fetched of the same value."""
+        rule = self.rules[op.index]
+        if rule is None or rule.exchanges is None:
+            return ()
+        found = []
+        for said, planned in exchanges(op, rule, self._strategy(op), self.tables.topology):
+            a = op.inputs[said.source] if said.part else None
+            if isinstance(a, Value) and not self.graph.is_free(a):
+                key = (a.id, reads[said.source], said.axes, said.part)
+                if key in self._fetched:
+                    continue
+                self._fetched.add(key)
+            found.append(planned)
+        return tuple(found)
 
     def outputs(self) -> tuple[Output, ...]:
         """What the step returns; called after `steps`."""

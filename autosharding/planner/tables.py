@@ -15,7 +15,7 @@ from autosharding.graph import Graph, Literal, Op, Value
 from autosharding.plan import Exchange as PlannedExchange
 from autosharding.planner.liveness import Liveness, is_elementwise
 from autosharding.reshard import SpecSpace
-from autosharding.rules import Rule, Shard
+from autosharding.rules import Exchange, Rule, Shard
 from autosharding.strategies import Strategy, strategies
 from cost_model import Topology, roofline_seconds
 
@@ -146,7 +146,7 @@ class Tables:
         return all(spec in self.space(v).index for v, spec in pairs if not self.graph.is_free(v))
 
     def _seconds(self, op: Op, rule: Rule, s: Strategy) -> float:
-        """Roofline on one device's share, plus what the op exchanges; only what is materialised moves through memory."""
+        """Roofline on one device's share plus what the op exchanges; only what is materialised moves through memory."""
         moved = 0
         for a, spec in [*zip(op.inputs, s.operands, strict=True), *zip(op.outputs, s.results, strict=True)]:
             if isinstance(a, Value) and self.life.materialised[a.id]:
@@ -154,23 +154,18 @@ class Tables:
         dtype = op.outputs[0].dtype_name if op.outputs else "float32"
         launches = bool(op.outputs) and self.life.materialised[op.outputs[0].id]
         flops = 0.0 if is_elementwise(op) and not launches else rule.flops / s.parts(self.mesh)
-        exchanged = sum(e.seconds for e in exchanges(op, rule, s, self.topology))
+        exchanged = sum(e.seconds for _, e in exchanges(op, rule, s, self.topology))
         return exchanged + roofline_seconds(self.topology.device, flops, moved, dtype, floor=launches)
 
 
-def exchanges(op: Op, rule: Rule, s: Strategy, topology: Topology) -> tuple[PlannedExchange, ...]:
-    """The collectives that an op makes itself under a strategy, priced."""
+def exchanges(op: Op, rule: Rule, s: Strategy, topology: Topology) -> list[tuple[Exchange, PlannedExchange]]:
+    """The collectives that an op makes itself under a strategy: as its rule says, and priced."""
     if rule.exchanges is None or not s.factors:
-        return ()
+        return []
     shard = Shard(op, rule, dict(s.factors), s.operands, s.results, topology.shape)
-    return tuple(
-        PlannedExchange(
-            e.kind,
-            e.axes,
-            e.elements * e.itemsize,
-            e.elements,
-            topology.seconds(e.kind, e.axes, e.elements * e.itemsize),
-        )
-        for e in rule.exchanges(shard)
-        if e.elements
-    )
+    found = []
+    for e in rule.exchanges(shard):
+        size = e.elements * e.itemsize
+        seconds = topology.seconds(e.kind, e.axes, size)
+        found.append((e, PlannedExchange(e.kind, e.axes, size, e.elements, e.holds * e.itemsize, seconds)))
+    return found

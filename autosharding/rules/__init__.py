@@ -18,7 +18,7 @@ from autosharding.rules import (
     shape,
     windows,
 )
-from autosharding.rules.base import REGISTRY, Rule, Shard, axis_index, numeric, replicated, rule
+from autosharding.rules.base import REGISTRY, Exchange, Rule, Shard, axis_index, numeric, replicated, rule
 from autosharding.rules.lookup import rule_for
 from autosharding.rules.notation import Dim, Dims, Notation, parse
 from autosharding.rules.table import rules_table
@@ -28,6 +28,7 @@ __all__ = [
     "REGISTRY",
     "Dim",
     "Dims",
+    "Exchange",
     "Notation",
     "Rule",
     "Shard",

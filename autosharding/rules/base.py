@@ -38,6 +38,10 @@ class Rule:
             must be partial over the same axes, so that they count once.
         flops: floating-point operations of the whole op.
         known: False for the fallback, which runs replicated and is listed in the plan.
+        slides: factors along which a window slides: an array's dim may be any multiple of the factor's size (an image
+            of 256 rows, a result of 128), and the pieces of operand and result lie side by side.
+        admits: whether a cut, factor -> number of pieces, can be run; None where every cut that divides can.
+        exchanges: the collectives that the op makes itself on a shard, between its operands and its results.
         localise: new params for a shard, or None when the params do not speak of sizes.
         run: how to compute on a shard where that is more than binding the primitive; takes the `Shard` and
             the local operands, returns the local results.
@@ -54,6 +58,9 @@ class Rule:
     added: frozenset[int] = frozenset()
     flops: float = 0.0
     known: bool = True
+    slides: frozenset[str] = frozenset()
+    admits: Callable[[Mapping[str, int]], bool] | None = None
+    exchanges: Callable[[Shard], Sequence[Exchange]] | None = None
     localise: Callable[[Shard], Mapping[str, Any]] | None = None
     run: Callable[..., Sequence[Any]] | None = None
     reason: str = ""
@@ -78,7 +85,8 @@ class Rule:
         if len(dims) != len(shape):
             raise RuleError(f"The rule for {op.where} gives {what} {len(dims)} dims, it has shape {shape}.")
         for factors, n in zip(dims, shape, strict=True):
-            if factors and prod(self.sizes[f] for f in factors) != n:
+            size = prod(self.sizes[f] for f in factors)
+            if factors and (n % size if self.slides.intersection(factors) else size != n):
                 sizes = " x ".join(f"{f}={self.sizes[f]}" for f in factors)
                 raise RuleError(f"The rule for {op.where} says {what} has a dim {sizes}, its shape is {shape}.")
 
@@ -92,8 +100,32 @@ class Rule:
                 self.linear,
                 self.moves_data,
                 self.added,
+                self.slides,
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A collective that an op makes itself.
+
+    Attributes:
+        kind: as XLA names it.
+        axes: the mesh axes it runs over.
+        elements: what the kind counts on one device, see `reshard.Move.bytes`.
+        itemsize: bytes per element.
+        holds: elements of what it makes and of what that is put into, on one device, besides operands and results.
+        source: the operand whose part is sent as it is; -1 where what is sent is computed first.
+        part: which part; ops that send the same part of the same value alike send it once (XLA merges them).
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    elements: int
+    itemsize: int
+    holds: int
+    source: int = -1
+    part: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,19 @@ Dims are separated by spaces, operands and results by commas. `(a b)` is a dim o
 Notes in braces:
 
 - `k: sum` (or max, min, and, or): split along `k`, the devices find terms of that reduction. A factor that no
-result
-  has is summed where nothing else is said, as in einsum.
-- `s: whole`: never split. - `linear: 0 1`: partial sums in exactly these operands pass through. May be said
-several times. - `moves`: the op only rearranges its first operand: partial states of every kind pass. -
-`added: 0`: this operand is added to the result; where a reduced factor is split it is partial over the same
-axes.
+result has is summed where nothing else is said, as in einsum.
+- `s: whole`: never split.
+- `h: slides`: a window slides along; the dims of operand and result may differ in size.
+- `linear: 0 1`: partial sums in exactly these operands pass through. May be said several times.
+- `moves`: the op only rearranges its first operand: partial states of every kind pass.
+- `added: 0`: this operand is added to the result; where a reduced factor is split it is partial over the same axes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autosharding.errors import RuleError
 from autosharding.spec import MONOIDS
@@ -44,11 +44,13 @@ class Notation:
     linear: tuple[frozenset[int], ...] = ()
     moves_data: bool = False
     added: frozenset[int] = frozenset()
+    slides: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         text = f"{', '.join(map(_write, self.operands))} -> {', '.join(map(_write, self.results))}".strip()
         notes = [f"{f}: {m}" for f, m in self.reduced.items()]
         notes += [f"{f}: whole" for f in sorted(self.whole)]
+        notes += [f"{f}: slides" for f in sorted(self.slides)]
         notes += [f"linear: {' '.join(map(str, sorted(s)))}" for s in self.linear]
         notes += ["moves"] if self.moves_data else []
         notes += [f"added: {' '.join(map(str, sorted(self.added)))}"] if self.added else []
@@ -76,7 +78,7 @@ def parse(text: str) -> Notation:
     kept = _factors(results) | found.whole
     summed = [f for dims in operands for d in dims for f in d if f not in kept and f not in found.reduced]
     reduced = {**dict.fromkeys((f for f in summed if f != "..."), "sum"), **found.reduced}
-    return Notation(operands, results, reduced, found.whole, found.linear, found.moves_data, found.added)
+    return replace(found, operands=operands, results=results, reduced=reduced)
 
 
 def _wrong(text: str, what: str) -> RuleError:
@@ -139,6 +141,7 @@ def _read_notes(text: str, notes: str, factors: set[str], n_operands: int) -> No
     whole: set[str] = set()
     linear: list[frozenset[int]] = []
     added: frozenset[int] = frozenset()
+    slides: set[str] = set()
     moves = False
     for note in filter(None, (n.strip() for n in notes.split(";"))):
         name, _, kind = (p.strip() for p in note.partition(":"))
@@ -152,11 +155,13 @@ def _read_notes(text: str, notes: str, factors: set[str], n_operands: int) -> No
             raise _wrong(text, f"the note {note!r} speaks of {name!r}, which is no factor of the rule")
         elif kind == "whole":
             whole.add(name)
+        elif kind == "slides":
+            slides.add(name)
         elif kind in MONOIDS:
             reduced[name] = kind
         else:
-            raise _wrong(text, f"the note {note!r} should say whole, {', '.join(MONOIDS)}")
-    return Notation((), (), reduced, frozenset(whole), tuple(linear), moves, added)
+            raise _wrong(text, f"the note {note!r} should say whole, slides, {', '.join(MONOIDS)}")
+    return Notation((), (), reduced, frozenset(whole), tuple(linear), moves, added, frozenset(slides))
 
 
 def _positions(text: str, kind: str, n: int) -> frozenset[int]:

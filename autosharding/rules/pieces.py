@@ -1,11 +1,13 @@
 """Operators that cut and paste: pad, slice, concatenate, split, stack, tile, dynamic slices.
 
-A dim that is taken or pasted whole is a factor; a dim that is touched stays whole.
+A dim that is taken or pasted whole is a factor. A dim that is padded or sliced is one too, where the pieces of operand
+and result lie side by side, or nearly (see `halo`); other dims that are touched stay whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from autosharding.graph import Atom, Literal, Op
 from autosharding.rules.base import Dims, Rule, Shard, factors_of, rule, sizes_of
+from autosharding.rules.halo import Slides, all_fit, common, cut_parts, fetched, split_slides, traffic, window_slide
 
 _LINEAR = (frozenset({0}),)
 
@@ -35,40 +38,99 @@ def is_zero(atom: Atom) -> bool:
 
 @rule("pad")
 def pad(op: Op) -> Rule:
-    """Padded dims stay whole. With literal zeros partial sums pass; other monoids pass any literal."""
-    a, value = op.inputs
-    dims = untouched("d", a.shape, [c == (0, 0, 0) for c in op.params["padding_config"]])
+    """`i j, . -> i j`: `j` is padded. With literal zeros partial sums pass; other monoids pass any literal."""
+    value = op.inputs[1]
+    dims, sizes = _slid(op, [c == (0, 0, 0) for c in op.params["padding_config"]])
     return Rule(
         operands=(dims, ()),
         results=(dims,),
-        sizes=sizes_of((dims, a.shape)),
+        sizes=sizes,
         linear=_LINEAR if is_zero(value) else (frozenset({0, 1}),),
         moves_data=is_zero(value),
         flops=float(op.outputs[0].size),
+        **_sliding(sizes, lambda parts: _pad_slides(op, parts)),
+        run=_run_pad,
     )
+
+
+def _slid(op: Op, free: Sequence[bool]) -> tuple[Dims, dict[str, int]]:
+    """Dims and sizes of an op of one array: `d` where the dim is free, `h` where the result's is another one."""
+    a, out = op.inputs[0], op.outputs[0]
+    sizes = {
+        f"{'d' if ok else 'h'}{d}": n if ok else common(n, m)
+        for d, (ok, n, m) in enumerate(zip(free, a.shape, out.shape, strict=True))
+    }
+    sizes = {f: n for f, n in sizes.items() if n > 1}
+    names = [f"{'d' if ok else 'h'}{d}" for d, ok in enumerate(free)]
+    return tuple((f,) if f in sizes else () for f in names), sizes
+
+
+def _sliding(sizes: Mapping[str, int], slides: Callable[[Mapping[str, int]], Slides]) -> dict[str, Any]:
+    """What a rule says of its sliding factors, whose names begin with `h`."""
+    return {
+        "slides": frozenset(f for f in sizes if f.startswith("h")),
+        "admits": lambda parts: all_fit([slides(parts)]),
+        "exchanges": lambda shard: traffic(shard, 0, slides(cut_parts(shard))),
+    }
+
+
+def _pad_slides(op: Op, parts: Mapping[str, int]) -> Slides:
+    """A window of one element over the array with its holes."""
+    a, out = op.inputs[0], op.outputs[0]
+    made = {
+        d: (f"h{d}", partial(window_slide, n, m, window=1, stride=1, low=low, dilation=holes + 1))
+        for d, (n, m, (low, _, holes)) in enumerate(zip(a.shape, out.shape, op.params["padding_config"], strict=True))
+    }
+    return split_slides(parts, made)
+
+
+def _run_pad(shard: Shard, x: Any, value: Any) -> Sequence[Any]:
+    slides = _pad_slides(shard.op, cut_parts(shard))
+    config = [
+        (*slides[d][1].padding, c[2]) if d in slides else c for d, c in enumerate(shard.op.params["padding_config"])
+    ]
+    return shard.bind(fetched(shard, x, slides, value), value, padding_config=tuple(config))
 
 
 @rule("slice")
 def slice_(op: Op) -> Rule:
-    """Dims taken whole are factors."""
+    """`i j -> i j`, a part of `j` taken."""
     a, p = op.inputs[0], op.params
-    strides = p["strides"] or (1,) * a.rank
-    bounds = zip(p["start_indices"], p["limit_indices"], strides, a.shape, strict=True)
-    dims = untouched("d", a.shape, [(b, e, s) == (0, n, 1) for b, e, s, n in bounds])
+    bounds = zip(p["start_indices"], p["limit_indices"], _strides(op), a.shape, strict=True)
+    dims, sizes = _slid(op, [(b, e, s) == (0, n, 1) for b, e, s, n in bounds])
     return Rule(
         operands=(dims,),
         results=(dims,),
-        sizes=sizes_of((dims, a.shape)),
+        sizes=sizes,
         linear=_LINEAR,
         moves_data=True,
-        localise=_local_slice,
+        **_sliding(sizes, lambda parts: _slice_slides(op, parts)),
+        run=_run_slice,
     )
 
 
-def _local_slice(shard: Shard) -> Mapping[str, Any]:
-    local, split = shard.operand_shape(0), shard.operands[0].dims
-    limits = shard.op.params["limit_indices"]
-    return {"limit_indices": tuple(n if axes else m for n, axes, m in zip(local, split, limits, strict=True))}
+def _strides(op: Op) -> tuple[int, ...]:
+    return op.params["strides"] or (1,) * op.inputs[0].rank
+
+
+def _slice_slides(op: Op, parts: Mapping[str, int]) -> Slides:
+    """A window of one element, begun late."""
+    settings = zip(op.inputs[0].shape, op.outputs[0].shape, op.params["start_indices"], _strides(op), strict=True)
+    made = {
+        d: (f"h{d}", partial(window_slide, n, m, window=1, stride=stride, low=-start))
+        for d, (n, m, start, stride) in enumerate(settings)
+    }
+    return split_slides(parts, made)
+
+
+def _run_slice(shard: Shard, x: Any) -> Sequence[Any]:
+    slides = _slice_slides(shard.op, cut_parts(shard))
+    x = fetched(shard, x, slides, 0)
+    starts, limits = list(shard.op.params["start_indices"]), list(shard.op.params["limit_indices"])
+    for d, axes in enumerate(shard.operands[0].dims):
+        if axes:
+            starts[d], limits[d] = (0, slides[d][1].length) if d in slides else (0, x.shape[d])
+    return shard.bind(x, start_indices=tuple(starts), limit_indices=tuple(limits))
 
 
 @rule("concatenate")

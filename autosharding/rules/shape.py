@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from autosharding.graph import Op
-from autosharding.rules.base import Dims, Rule, Shard, factors_of, rule, sizes_of
+from autosharding.rules.base import Dims, Exchange, Rule, Shard, factors_of, rule, sizes_of
 
 
 @rule("broadcast_in_dim")
@@ -82,17 +82,37 @@ def squeeze(op: Op) -> Rule:
 
 @rule("rev")
 def rev(op: Op) -> Rule:
-    """Reversed dims stay whole."""
+    """`i j -> i j`: where a reversed dim is split, the devices' pieces are reversed too."""
     a = op.inputs[0]
     dims = factors_of("d", a.shape)
     return Rule(
         operands=(dims,),
         results=(dims,),
         sizes=sizes_of((dims, a.shape)),
-        whole=frozenset(f for d in op.params["dimensions"] for f in dims[d]),
         linear=(frozenset({0}),),
         moves_data=True,
+        exchanges=_reversed_pieces,
+        run=_run_rev,
     )
+
+
+def _reversed_axes(shard: Shard) -> list[tuple[str, ...]]:
+    """The mesh axes of each reversed dim that is split."""
+    return [axes for d in shard.op.params["dimensions"] if (axes := shard.operands[0].dims[d])]
+
+
+def _reversed_pieces(shard: Shard) -> Sequence[Exchange]:
+    n = prod(shard.operand_shape(0))
+    itemsize = shard.op.outputs[0].itemsize
+    return [Exchange("collective-permute", axes, n, itemsize, n) for axes in _reversed_axes(shard)]
+
+
+def _run_rev(shard: Shard, x: Any) -> Sequence[Any]:
+    (x,) = shard.bind(x)
+    for axes in _reversed_axes(shard):
+        parts = prod(shard.mesh[a] for a in axes)
+        x = jax.lax.ppermute(x, axes, [(i, parts - 1 - i) for i in range(parts)])
+    return (x,)
 
 
 @rule("reshape")

@@ -38,7 +38,13 @@ def register_user_rule(
         RuleError: when the text cannot be read; when the op is met, that it contradicts its shapes.
     """
     name = primitive if isinstance(primitive, str) else primitive.name
-    REGISTRY[name] = UserRule(parse(text), localise, run, flops)
+    said = parse(text)
+    if said.slides:
+        raise RuleError(
+            f"The rule {text!r} for {name} has factors along which a window slides. Such a rule needs its own halo "
+            "exchange, which only built-in rules have. Leave the windowed dims whole: `1` in their place."
+        )
+    REGISTRY[name] = UserRule(said, localise, run, flops)
 
 
 @dataclass(frozen=True)

@@ -145,12 +145,17 @@ def _laid(trial: Trial) -> list[tuple[Any, Any]]:
 def _traced(trial: Trial, programs: dict[Any, _Program]) -> Any:
     avals = [jax.ShapeDtypeStruct(p[0].shape, p[0].dtype) for p in trial.pieces]
     closed = jax.make_jaxpr(trial.compute, axis_env=list(trial.mesh.items()))(*avals)
-    if closed.effects:
-        return None
     graph = from_jaxpr(closed)
+    if closed.effects or any(_talks(op) for op in graph.ops):
+        return None
     key = (trial.op.index, graph.fingerprint, tuple(np.asarray(wire(c)).tobytes() for c in graph.constants))
     programs.setdefault(key, _Program(jax.extend.core.jaxpr_as_fun(closed)))
     return key
+
+
+def _talks(op: Op) -> bool:
+    """Whether an op names mesh axes."""
+    return "axis_name" in op.params or any(isinstance(a, str) for a in op.params.get("axes") or ())
 
 
 def _run(programs: Mapping[Any, _Program]) -> dict[Any, list[Sequence[np.ndarray]]]:
