@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stage_dp.objective import Objective
-from stage_dp.price import Front, Layers
+from stage_dp.price import Layers
 
 UNLIMITED = np.iinfo(np.int32).max
 """Microbatches in flight where they take no memory or memory has no limit."""
@@ -57,14 +57,22 @@ class Flat:
     links: Links
 
 
-def flatten(layers: Layers, objective: Objective) -> Flat:
+def flatten(layers: Layers, objective: Objective, memory: int | None) -> Flat:
     """Lay the table out; ways that cannot hold one microbatch, or that another betters, are left out."""
-    columns = _columns(layers, objective)
-    order = np.lexsort((columns[3], columns[2], columns[1], columns[0]))
-    first, submesh, end, point, cap, period, fill, step = (column[order] for column in columns)
+    columns = layers.columns
+    cap = _caps(columns.bytes, memory)
+    merits = np.stack([objective.periods(columns), objective.fills_of(columns), objective.steps(columns), -cap], axis=1)
+    order = np.lexsort((*merits.T[::-1], columns.end, columns.submesh, columns.first))
+    order = order[cap[order] >= objective.in_flight[0]]
+    keys = np.stack([columns.first, columns.submesh, columns.end], axis=1)[order]
+    order = order[_worth_having(keys, merits[order])]
     sizes = np.array([shape.devices for shape in layers.submeshes], dtype=np.int64)
+    first, submesh = columns.first[order], columns.submesh[order]
     at = np.searchsorted(first, np.arange(layers.n_layers + 1))
-    entries = Entries(at, first, end, submesh, sizes[submesh], point, cap, period, fill, step)
+    period, fill, step = np.ascontiguousarray(merits[order, :3].T)
+    entries = Entries(
+        at, first, columns.end[order], submesh, sizes[submesh], columns.point[order], cap[order], period, fill, step
+    )
     return Flat(layers.n_layers, layers.devices, entries, _links(layers, objective))
 
 
@@ -75,46 +83,25 @@ def only(entries: Entries, mask: np.ndarray) -> Entries:
     return Entries(at, first, *(column[mask] for column in entries[2:]))
 
 
-def _columns(layers: Layers, objective: Objective) -> list[np.ndarray]:
-    """First layer, submesh, end, point, cap, period, fill, step of every entry. Equal fronts are read once."""
-    rows: dict[tuple[int, bool], np.ndarray] = {}
-    keys, blocks = [], []
-    for (first, end, k), front in layers.fronts.items():
-        at = (id(front), first == 0)
-        if at not in rows:
-            rows[at] = _front_rows(front, objective, layers.memory, first == 0)
-        block = rows[at]
-        keys += [(first, k, end)] * len(block)
-        blocks.append(block)
-    ints = np.array(keys, dtype=np.int64).reshape(-1, 3)
-    table = np.concatenate(blocks) if blocks else np.zeros((0, 5))
-    whole = table[:, :2].astype(np.int64)
-    return [ints[:, 0], ints[:, 1], ints[:, 2], whole[:, 0], whole[:, 1], table[:, 2], table[:, 3], table[:, 4]]
-
-
-def _front_rows(front: Front, objective: Objective, memory: int | None, is_first: bool) -> np.ndarray:
-    """Point, cap, period, fill and step of those of a front that are worth having: float64 [n, 5]."""
-    fill = objective.first_fill if is_first else objective.fill
-    rows = [
-        (point, _cap(price.bytes(0), price.microbatch_bytes, memory), objective.period(price), fill(price),
-         objective.step(price))
-        for point, price in enumerate(front)
-    ]  # fmt: skip
-    rows = [row for row in rows if row[1] >= objective.in_flight[0]]
-    kept: list[tuple[float, ...]] = []
-    for row in sorted(rows, key=lambda row: (row[2], row[3], row[4], -row[1], row[0])):
-        if not any(k[1] >= row[1] and k[2] <= row[2] and k[3] <= row[3] and k[4] <= row[4] for k in kept):
-            kept.append(row)
-    return np.array(kept, dtype=np.float64).reshape(-1, 5)
-
-
-def _cap(fixed: int, each: int, memory: int | None) -> int:
-    """How many microbatches of `each` bytes fit beside `fixed` bytes."""
+def _caps(held: np.ndarray, memory: int | None) -> np.ndarray:
+    """How many microbatches fit beside what is held anyway: int64 [n]."""
     if memory is None:
-        return int(UNLIMITED)
-    if fixed > memory:
-        return 0
-    return min((memory - fixed) // each, int(UNLIMITED)) if each else int(UNLIMITED)
+        return np.full(len(held), UNLIMITED, dtype=np.int64)
+    room = memory - held[:, 0] - held[:, 2]
+    each = np.maximum(held[:, 1], 1)
+    fit = np.where(held[:, 1] > 0, np.minimum(room // each, UNLIMITED), UNLIMITED)
+    return np.where(room >= 0, fit, 0)
+
+
+def _worth_having(keys: np.ndarray, merits: np.ndarray) -> np.ndarray:
+    """Mask of rows that none before with equal `keys` equals or betters in all `merits`; rows are sorted by both."""
+    kept = np.ones(len(keys), dtype=bool)
+    group = np.concatenate([[0], np.cumsum((keys[1:] != keys[:-1]).any(1))]) if len(keys) else np.zeros(0, dtype=int)
+    longest = int(np.bincount(group).max(initial=0))
+    for distance in range(1, longest):
+        same = group[distance:] == group[:-distance]
+        kept[distance:] &= ~(same & (merits[:-distance] <= merits[distance:]).all(1))
+    return kept
 
 
 def _links(layers: Layers, objective: Objective) -> Links:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from stage_dp.objective import objectives
 from stage_dp.price import Layers
@@ -27,9 +26,8 @@ def explain(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool)
         return f"{asked} A stage runs on at least one device; the nearest choice is {layers.devices} stages."
     if not layers.fronts:
         return f"{asked} The price table is empty: no range of layers can run on any submesh."
-    roomy = replace(layers, memory=None)
-    if not _possible(roomy, schedule, n_stages, may_idle):
-        return f"{asked} {_devices_do_not_divide(roomy, schedule, n_stages, may_idle)}"
+    if not _possible(layers, schedule, n_stages, may_idle, memory=None):
+        return f"{asked} {_devices_do_not_divide(layers, schedule, n_stages, may_idle)}"
     return f"{asked} {_memory_too_small(layers, schedule, n_stages, may_idle)}"
 
 
@@ -48,7 +46,7 @@ def _devices_do_not_divide(layers: Layers, schedule: str, n_stages: int | None, 
     text = f"No {number} on submeshes of {shapes}, of those that have prices, cover all layers"
     if not may_idle:
         text = f"{text} and use all {layers.devices} devices"
-    remedies = _other_counts(layers, schedule, n_stages, may_idle)
+    remedies = _other_counts(layers, schedule, n_stages, may_idle, memory=None)
     used = 0 if may_idle else _used(layers, schedule, n_stages)
     if used:
         remedies.append(f"may_idle=True, with which {used} of {layers.devices} devices can be used")
@@ -57,15 +55,15 @@ def _devices_do_not_divide(layers: Layers, schedule: str, n_stages: int | None, 
 
 def _memory_too_small(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool) -> str:
     limit = layers.memory or 0
-    low, high = limit, max(price.bytes(layers.microbatches) for front in layers.fronts.values() for price in front)
+    low, high = limit, int((layers.columns.bytes @ [1, layers.microbatches, 1]).max())
     while high - low > max(1, low // MEMORY_STEPS):
         middle = (low + high) // 2
-        enough = _possible(replace(layers, memory=middle), schedule, n_stages, may_idle)
+        enough = _possible(layers, schedule, n_stages, may_idle, middle)
         low, high = (low, middle) if enough else (middle, high)
-    remedies = [*_other_counts(layers, schedule, n_stages, may_idle), "more devices", "smaller microbatches"]
+    remedies = [*_other_counts(layers, schedule, n_stages, may_idle, limit), "more devices", "smaller microbatches"]
     if schedule == "gpipe":
         remedies.insert(0, "1f1b, which keeps fewer in flight")
-    if not may_idle and _possible(layers, schedule, n_stages, may_idle=True):
+    if not may_idle and _possible(layers, schedule, n_stages, True, limit):
         remedies.insert(0, "may_idle=True, which fits")
     return (
         f"No split fits {show_bytes(limit)} per device with the microbatches that the schedule keeps in flight; "
@@ -73,11 +71,12 @@ def _memory_too_small(layers: Layers, schedule: str, n_stages: int | None, may_i
     )
 
 
-def _other_counts(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool) -> list[str]:
+def _other_counts(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, memory: int | None) -> list[str]:
     """A remedy: the nearest number of stages that works, if `n_stages` were asked for and does not."""
     if n_stages is None:
         return []
-    near = next((n for n in _outward(n_stages, layers.n_layers) if _possible(layers, schedule, n, may_idle)), None)
+    others = _outward(n_stages, layers.n_layers)
+    near = next((n for n in others if _possible(layers, schedule, n, may_idle, memory)), None)
     return [] if near is None else [f"{near} stages, the nearest number that works"]
 
 
@@ -86,19 +85,18 @@ def _outward(middle: int, most: int) -> Iterator[int]:
     yield from sorted((n for n in range(1, most + 1) if n != middle), key=lambda n: (abs(n - middle), n))
 
 
-def _possible(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool) -> bool:
+def _possible(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, memory: int | None) -> bool:
     """Whether there is a split."""
     return any(
-        Search(layers, objective, n_stages, may_idle).possible()
-        for objective in objectives(layers, schedule)
-        if n_stages is None or n_stages == objective.max_stages or schedule != "zero-bubble"
+        Search(layers, objective, n_stages, may_idle, memory).possible()
+        for objective in objectives(layers, schedule, n_stages)
     )
 
 
 def _used(layers: Layers, schedule: str, n_stages: int | None) -> int:
     """Devices that a split uses when some may stand idle; 0 if there is none."""
-    for objective in objectives(layers, schedule):
-        split = Search(layers, objective, n_stages, may_idle=True).under(math.inf)
+    for objective in objectives(layers, schedule, n_stages):
+        split = Search(layers, objective, n_stages, True, None).under(math.inf)
         if split is not None:
             return sum(layers.submeshes[k].devices for _, _, k, _ in split.stages)
     return 0

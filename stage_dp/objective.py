@@ -10,9 +10,11 @@ section on inter-stage tuning: a stage that is not the first has its own work pe
 fills and drains). By schedule:
 
     gpipe, 1f1b-eager   P_i = max(t_i, seconds of one transfer): transfers run beside the tasks
-    1f1b                P_i = t_i + x_i: with S − i microbatches in flight a round trip to the last stage hides nothing
-    zero-bubble         as 1f1b, and f_i = F_i + B_i − W_i for i > 0: cotangents leave before weight gradients
-                        (while there are as many microbatches as stages; else only M − 1 of them come for S − 1)
+    1f1b                P_i = t_i + x_i: with S − i microbatches in flight the round trip from stage i to stage k and
+                        back takes k − i + 1 periods, so a period is at least the mean of t_j + x_j over any stages in
+                        a row (x_i left out) and at most the greatest: the transfers show although they overlap
+    zero-bubble         as 1f1b, and f_i = F_i + B_i − W_i for i > 0: cotangents leave before weight gradients. No
+                        more stages than microbatches, unless asked for (then M − 1 of S − 1 weight gradients count)
     latency             one microbatch, forward: w = 0
     throughput          seconds between two microbatches: max_i P_i alone, P_i as for gpipe
 
@@ -21,13 +23,13 @@ For equal stages without transfers each is the closed form of `schedules`, to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stage_dp.errors import StageError
-from stage_dp.price import Layers, Price
+from stage_dp.price import Columns, Layers
 
 TRAINING = ("gpipe", "1f1b", "1f1b-eager", "zero-bubble")
 INFERENCE = ("latency", "throughput")
@@ -50,48 +52,59 @@ class Objective:
     """int64 [layers + 1]: microbatches held by a stage that r others follow."""
     max_stages: int
 
-    def period(self, price: Price) -> float:
-        """t_i: seconds per microbatch."""
-        return price.seconds if self.trains else price.forward
+    def periods(self, columns: Columns) -> np.ndarray:
+        """t_i: seconds per microbatch of every row."""
+        forward, backward, weight = columns.seconds[:, :3].T
+        return forward + backward + weight if self.trains else forward
 
-    def fill(self, price: Price) -> float:
-        """f_i of a stage that is not the first."""
+    def fills_of(self, columns: Columns) -> np.ndarray:
+        """f_i of every row: its stage is the first if its first layer is."""
+        forward, backward, weight = columns.seconds[:, :3].T
         if not self.fills:
-            return 0.0
-        return price.forward + price.backward + self.weight_share * price.weight if self.trains else price.forward
+            return np.zeros_like(forward)
+        share = np.where(columns.first == 0, 1.0, self.weight_share)
+        return forward + backward + share * weight if self.trains else forward
 
-    def first_fill(self, price: Price) -> float:
-        """f_0."""
-        return self.period(price) if self.fills else 0.0
-
-    def step(self, price: Price) -> float:
-        """D_i: seconds per step, beside the microbatches."""
-        return price.step_seconds if self.trains else 0.0
+    def steps(self, columns: Columns) -> np.ndarray:
+        """D_i: seconds per step, beside the microbatches, of every row."""
+        return columns.seconds[:, 3:].sum(1) if self.trains else np.zeros(len(columns.first))
 
 
-def objectives(layers: Layers, name: str) -> Iterator[Objective]:
+def objectives(layers: Layers, name: str, n_stages: int | None = None) -> list[Objective]:
     """The objectives whose least value, over all of them, is the least of schedule `name`.
 
-    One, but for zero-bubble: there what a stage holds hangs on the number of stages, so there is one for each
-    number that stages may not exceed.
+    One, but for zero-bubble when `n_stages` is free: there what a stage holds hangs on the number of stages, so
+    there is one for each number that stages may not exceed.
     """
-    most = min(layers.n_layers, layers.devices)
-    count = layers.microbatches
-    rest = np.arange(layers.n_layers + 1, dtype=np.int64)
     if name not in TRAINING + INFERENCE:
         raise StageError(f"There is no schedule {name!r} to split for; there are {', '.join(TRAINING + INFERENCE)}.")
+    most = min(layers.n_layers, layers.devices)
+    count = layers.microbatches
+    follow = np.arange(layers.n_layers + 1, dtype=np.int64)
     if name in INFERENCE:
         latency = name == "latency"
-        yield Objective(0.0 if latency else 1.0, latency, False, False, 1.0, np.ones_like(rest), most)
-    elif name == "zero-bubble":
-        for stages in range(1, most + 1):
-            filled = (min(count, stages) - 1) / (stages - 1) if stages > 1 else 1.0
-            held = np.full_like(rest, min(count, stages))
-            yield Objective(count - 1.0, True, True, True, -filled, held, stages)
-    else:
-        held_by: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "gpipe": lambda rest: np.full_like(rest, count),
-            "1f1b": lambda rest: np.minimum(count, rest + 1),
-            "1f1b-eager": lambda rest: np.minimum(count, 2 * rest + 1),
-        }
-        yield Objective(count - 1.0, True, name == "1f1b", True, 1.0, held_by[name](rest), most)
+        return [Objective(0.0 if latency else 1.0, latency, False, False, 1.0, np.ones_like(follow), most)]
+    if name == "zero-bubble":
+        return [
+            Objective(
+                count - 1.0, True, True, True, _share(stages, count), np.full_like(follow, min(count, stages)), stages
+            )
+            for stages in ([n_stages] if n_stages else range(1, min(most, count) + 1))
+        ]
+    held: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "gpipe": lambda follow: np.full_like(follow, count),
+        "1f1b": lambda follow: np.minimum(count, follow + 1),
+        "1f1b-eager": lambda follow: np.minimum(count, 2 * follow + 1),
+    }
+    return [Objective(count - 1.0, True, name == "1f1b", True, 1.0, held[name](follow), most)]
+
+
+def optimistic(layers: Layers) -> Objective:
+    """For zero-bubble: no more than the least of its objectives. Each stage holds what those behind it ask for."""
+    plain = objectives(layers, "1f1b")[0]
+    return replace(plain, weight_share=-1.0, max_stages=min(plain.max_stages, layers.microbatches))
+
+
+def _share(stages: int, microbatches: int) -> float:
+    """Part of W_i that f_i counts for zero-bubble."""
+    return -(min(microbatches, stages) - 1) / (stages - 1) if stages > 1 else 1.0

@@ -5,9 +5,11 @@ Floats are seconds, ints are bytes, both per device unless said otherwise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,6 +110,24 @@ class Transfers:
         return self.forward + self.backward
 
 
+class Columns(NamedTuple):
+    """One row for each point of each front."""
+
+    first: np.ndarray
+    end: np.ndarray
+    submesh: np.ndarray
+    point: np.ndarray
+    """Position in the front."""
+    seconds: np.ndarray
+    """float64 [n, 5]: forward, backward, weight, before, after."""
+    bytes: np.ndarray
+    """int64 [n, 3]: state, each microbatch in flight, working."""
+
+
+_SECONDS = attrgetter("forward", "backward", "weight", "before", "after")
+_BYTES = attrgetter("state_bytes", "microbatch_bytes", "working_bytes")
+
+
 @dataclass(frozen=True, eq=False)
 class Layers:
     """Layers to be cut into stages, with the prices of all the stages that may come of it."""
@@ -143,21 +163,33 @@ class Layers:
                     f"Transfers ({name}) are {sent.shape}, smallest {sent.min(initial=0.0)}; wanted are seconds, none "
                     f"negative, of shape {shape}: every cut, by the submeshes on its two sides."
                 )
-        for (first, end, k), front in self.fronts.items():
-            if not (0 <= first < end <= self.n_layers and 0 <= k < len(self.submeshes)):
-                raise StageError(
-                    f"The price table has an entry for layers {first} to {end - 1} on submesh number {k}; there are "
-                    f"layers 0 to {self.n_layers - 1} and submeshes 0 to {len(self.submeshes) - 1}."
-                )
-            _verify_front(front, f"layers {first} to {end - 1} on {self.submeshes[k]}")
-
-
-def _verify_front(front: Front, where: str) -> None:
-    for price in front:
-        seconds = (price.forward, price.backward, price.weight, price.before, price.after)
-        counts = (price.state_bytes, price.microbatch_bytes, price.working_bytes)
-        if not all(math.isfinite(s) and s >= 0 for s in seconds) or min(counts) < 0:
+        columns = self.columns
+        wrong = ~((columns.first >= 0) & (columns.first < columns.end) & (columns.end <= self.n_layers))
+        wrong |= (columns.submesh < 0) | (columns.submesh >= len(self.submeshes))
+        if wrong.any():
+            first, end, k = (int(column[wrong.argmax()]) for column in (columns.first, columns.end, columns.submesh))
             raise StageError(
-                f"The price of {where} is {price}. Seconds are finite and none is negative, nor are bytes; "
-                "leave out what cannot run."
+                f"The price table has an entry for layers {first} to {end - 1} on submesh number {k}; there are "
+                f"layers 0 to {self.n_layers - 1} and submeshes 0 to {len(self.submeshes) - 1}."
             )
+        wrong = ~(np.isfinite(columns.seconds) & (columns.seconds >= 0)).all(1) | (columns.bytes < 0).any(1)
+        if wrong.any():
+            at = wrong.argmax()
+            first, end, k = (int(column[at]) for column in (columns.first, columns.end, columns.submesh))
+            raise StageError(
+                f"The price of layers {first} to {end - 1} on {self.submeshes[k]} is "
+                f"{self.fronts[first, end, k][columns.point[at]]}. Seconds are finite and none is negative, nor are "
+                "bytes; leave out what cannot run."
+            )
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The price table as arrays."""
+        keys = np.array(list(self.fronts), dtype=np.int64).reshape(-1, 3)
+        lengths = np.array([len(front) for front in self.fronts.values()], dtype=np.int64)
+        rows = np.repeat(np.arange(len(keys)), lengths)
+        point = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        prices = [price for front in self.fronts.values() for price in front]
+        seconds = np.array(list(map(_SECONDS, prices)), dtype=np.float64).reshape(-1, 5)
+        held = np.array(list(map(_BYTES, prices)), dtype=np.int64).reshape(-1, 3)
+        return Columns(keys[rows, 0], keys[rows, 1], keys[rows, 2], point, seconds, held)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stage_dp.flat import Flat, flatten, only
-from stage_dp.kernel import ANY, NEVER, extend, next_period, possible_counts, remaining
+from stage_dp.kernel import ANY, extend, next_period, possible_counts, remaining
 from stage_dp.objective import Objective
 from stage_dp.price import Layers
 
@@ -40,6 +40,10 @@ class Split:
     rest: float
     """The other terms of (1), seconds."""
 
+    def seconds(self, weight: float) -> float:
+        """(1)."""
+        return weight * self.longest + self.rest
+
 
 class Path(NamedTuple):
     """A split as the program sees it."""
@@ -59,11 +63,17 @@ Reached = tuple[np.ndarray, np.ndarray]
 
 
 class Search:
-    """One table under one objective. n_stages: exactly so many stages, or None. may_idle: devices may be left out."""
+    """One table under one objective.
 
-    def __init__(self, layers: Layers, objective: Objective, n_stages: int | None, may_idle: bool) -> None:
+    n_stages: exactly so many stages, or None. may_idle: devices may be left out. memory: bytes of each device,
+    or None (that of `layers` is not looked at).
+    """
+
+    def __init__(
+        self, layers: Layers, objective: Objective, n_stages: int | None, may_idle: bool, memory: int | None
+    ) -> None:
         self.objective = objective
-        self.flat: Flat = flatten(layers, objective)
+        self.flat: Flat = flatten(layers, objective, memory)
         self.n_stages = n_stages
         self.may_idle = may_idle
 
@@ -74,9 +84,10 @@ class Search:
             found = self.under(math.inf, ceiling)
             return found if found is not None and found.rest < ceiling else None
         best, seconds = None, ceiling
-        low, start, rest = self._first_guess()
+        high, rest = self._reach(ceiling)
+        low, start = self._first_guess(high) if rest < math.inf else (0.0, 0.0)
         intervals: list[Interval] = []
-        self._push(intervals, low, math.inf, rest)
+        self._push(intervals, low, high, rest)
         while intervals:
             bound, low, high, rest = heapq.heappop(intervals)
             if not bound < seconds * (1 - ROUNDING):
@@ -85,23 +96,34 @@ class Search:
             start = 0.0
             found = self.under(middle, seconds - weight * self._above(low))
             if found is not None:
-                if weight * found.longest + found.rest < seconds:
-                    best, seconds = found, weight * found.longest + found.rest
+                if found.seconds(weight) < seconds:
+                    best, seconds = found, found.seconds(weight)
                 self._push(intervals, low, found.longest, found.rest)
             self._push(intervals, middle, high, rest)
         return best
 
-    def _first_guess(self) -> tuple[float, float, float]:
-        """Bounds without transfers: no split has periods below the first; some may, below the second; least rest."""
+    def _reach(self, ceiling: float) -> tuple[float, float]:
+        """Of a split below `ceiling`: its periods are below the first, its other terms not below the second."""
+        longest, rest = math.inf, self._rest(math.inf)
+        while rest < math.inf and (ceiling - rest) / self.objective.weight < longest / COARSE:
+            longest = (ceiling - rest) / self.objective.weight
+            rest = self._rest(longest)
+        return longest, rest
+
+    def _rest(self, longest: float) -> float:
+        """The other terms of (1) are no less when no period is longer; inf: there is no such split."""
+        stages, seconds = self.remaining(longest)
+        return float(seconds[0, -1]) if stages[0, -1] <= self.objective.max_stages else math.inf
+
+    def _first_guess(self, end: float) -> tuple[float, float]:
+        """Where to start below `end`: no split has periods of at most the first; some may, of at most the second."""
         period = self.flat.entries.period
-        low, high = 0.0, float(period.max(initial=0.0))
-        rest = self.remaining(math.inf)[1][0, -1]
-        least = float(period[period > 0].min(initial=high))
-        while rest < math.inf and high > max(low, least) * COARSE:
+        low, high = 0.0, min(end, float(period.max(initial=0.0)))
+        least = min(high, float(period[period > 0].min(initial=high)))
+        while high > max(low, least) * COARSE:
             middle = math.sqrt(max(low, least) * high)
-            possible = self.remaining(middle)[0][0, -1] != NEVER
-            low, high = (low, middle) if possible else (middle, high)
-        return low, high, float(rest)
+            low, high = (low, middle) if self._rest(middle) < math.inf else (middle, high)
+        return low, high
 
     def _middle(self, low: float, high: float, end: float) -> float:
         """A ceiling to try between `low` and `high`; nothing from `end` on is better than the best known."""
@@ -135,7 +157,7 @@ class Search:
         """Whether there is any split."""
         objective, flat = self.objective, self.flat
         if self.n_stages is None:
-            return bool(self.remaining(math.inf)[0][0, -1] <= objective.max_stages)
+            return self._rest(math.inf) < math.inf
         most = min(self.n_stages, objective.max_stages)
         counts = possible_counts(flat.n_devices, flat.entries, objective.in_flight, self.may_idle, most)
         return most == self.n_stages and bool(counts[most])
@@ -156,7 +178,7 @@ class _Program:
 
     def solve(self) -> Split | None:
         """First as if as few stages as possible followed each; where that is wrong, by number of stages."""
-        if self.stages[0, -1] == NEVER or self.seconds[0, -1] > self.budget:
+        if self.stages[0, -1] > self.objective.max_stages or self.seconds[0, -1] > self.budget:
             return None
         if self.n_stages is None:
             path = self._relaxed()

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 from stage_dp.errors import NoStages, StageError
 from stage_dp.nearest import explain
-from stage_dp.objective import Objective, objectives
+from stage_dp.objective import Objective, objectives, optimistic
 from stage_dp.price import Layers
-from stage_dp.search import Search, Split
+from stage_dp.search import ROUNDING, Search, Split
 from stage_dp.stages import Stage, Stages
 from stage_dp.submesh import place
 
@@ -58,41 +58,50 @@ def _best(
     layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, ceiling: float
 ) -> tuple[Objective, Split] | None:
     """The best split under any of the schedule's objectives, if it takes less than `ceiling` seconds."""
-    best = None
-    for objective in _distinct(layers, schedule, n_stages):
-        search = Search(layers, objective, n_stages, may_idle)
-        found = search.best(ceiling)
-        if found is None:
-            continue
-        best, ceiling = (objective, found), objective.weight * found.longest + found.rest
-    if best is None or schedule != "throughput":
-        return best
-    latency = next(objectives(layers, "latency"))
-    least = Search(layers, latency, n_stages, may_idle).under(best[1].longest)
-    return best if least is None else (best[0], replace(least, rest=0.0))
+    if schedule == "zero-bubble" and n_stages is None:
+        return _zero_bubble(layers, may_idle, ceiling)
+    objective = objectives(layers, schedule, n_stages)[0]
+    found = Search(layers, objective, n_stages, may_idle, layers.memory).best(ceiling)
+    if found is None:
+        return None
+    if schedule == "throughput":
+        latency = objectives(layers, "latency")[0]
+        least = Search(layers, latency, n_stages, may_idle, layers.memory).under(found.longest)
+        found = found if least is None else replace(least, rest=0.0)
+    return objective, found
 
 
-def _distinct(layers: Layers, schedule: str, n_stages: int | None) -> Iterator[Objective]:
-    """The schedule's objectives, without those that the next one, of one stage more, covers.
+def _zero_bubble(layers: Layers, may_idle: bool, ceiling: float) -> tuple[Objective, Split] | None:
+    """The best over all numbers that stages may not exceed, likely ones first, until none can be better."""
+    guess = Search(layers, optimistic(layers), None, may_idle, layers.memory).best(ceiling)
+    if guess is None:
+        return None
+    best, bound = None, guess.seconds(layers.microbatches - 1)
+    for objective in sorted(_distinct(layers), key=lambda o: abs(o.max_stages - len(guess.stages))):
+        found = Search(layers, objective, None, may_idle, layers.memory).best(ceiling)
+        if found is not None:
+            best, ceiling = (objective, found), found.seconds(objective.weight)
+        if ceiling <= bound * (1 + ROUNDING):
+            break
+    return best
+
+
+def _distinct(layers: Layers) -> Iterator[Objective]:
+    """Zero-bubble's objectives, without those that the next one, of one stage more, covers.
 
     It does when the microbatch more that it holds still fits wherever one fewer does.
     """
-    mine = list(objectives(layers, schedule))
-    if n_stages is not None:
-        yield from [objective for objective in mine if objective.max_stages >= n_stages][:1]
-        return
-    for this, following in pairwise([*mine, None]):
-        if this and (following is None or _signature(layers, this) != _signature(layers, following)):
+    for this, following in pairwise([*objectives(layers, "zero-bubble"), None]):
+        if this and (following is None or _fitting(layers, this) != _fitting(layers, following)):
             yield this
 
 
-def _signature(layers: Layers, objective: Objective) -> tuple[float, int]:
-    """Equal for objectives that differ in nothing but the number of stages."""
+def _fitting(layers: Layers, objective: Objective) -> int:
+    """Ways to run a stage that memory holds."""
     if layers.memory is None:
-        return objective.weight_share, 0
-    held, limit = int(objective.in_flight[0]), layers.memory
-    fronts = {id(front): front for front in layers.fronts.values()}.values()
-    return objective.weight_share, sum(price.bytes(held) <= limit for front in fronts for price in front)
+        return len(layers.columns.bytes)
+    state, microbatch, working = layers.columns.bytes.T
+    return int((state + int(objective.in_flight[0]) * microbatch + working <= layers.memory).sum())
 
 
 def _stages(layers: Layers, schedule: str, objective: Objective, split: Split) -> Stages:
@@ -108,6 +117,6 @@ def _stages(layers: Layers, schedule: str, objective: Objective, split: Split) -
         price = layers.fronts[first, end, k][point]
         held = int(objective.in_flight[len(split.stages) - 1 - i])
         stages.append(Stage(first, end, layers.submeshes[k], places[i], point, price, sent, held))
-    seconds = objective.weight * split.longest + split.rest
+    seconds = split.seconds(objective.weight)
     idle = layers.devices - sum(shape.devices for shape in shapes)
     return Stages(schedule, layers.microbatches, tuple(stages), seconds, seconds, split.longest, idle, layers.memory)

@@ -73,6 +73,8 @@ def best(layers: Layers, schedule: str, n_stages: int | None = None, may_idle: b
         used = sum(layers.submeshes[k].devices for _, _, k, _ in chain)
         if (n_stages is not None and len(chain) != n_stages) or (not may_idle and used != layers.devices):
             continue
+        if schedule == "zero-bubble" and n_stages is None and len(chain) > layers.microbatches:
+            continue
         seconds, longest = price_of(layers, schedule, chain)
         if seconds < math.inf and (found is None or seconds < found.seconds):
             found = Choice(seconds, longest, chain)
