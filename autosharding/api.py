@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -68,6 +69,7 @@ class Program:
         self.plan = plan
         self.options = options
         self.compiled: Any = None
+        self.quick: Any = None
         self.places = False
 
     @functools.cached_property
@@ -87,37 +89,59 @@ class Program:
         shardings = placing.shardings_of(self.plan, self.mesh)[0][self.traced.graph.n_arguments :]
         return tuple(placing.placed(c, s) for c, s in zip(self.traced.graph.constants, shardings, strict=True))
 
+    @functools.cached_property
+    def jitted(self) -> Any:
+        """The step of arrays and constants under `jax.jit`; traced once, it raises TypeError for other arguments."""
+        ins, outs = placing.shardings_of(self.plan, self.mesh)
+        run = executable(self.traced.graph, self.plan, self.mesh)
+        seen: list[bool] = []
+
+        def step(*arrays: Any) -> tuple[Any, ...]:
+            if seen:
+                raise TypeError("compiled for other arguments")
+            seen.append(True)
+            return run(*arrays)
+
+        step.__name__ = step.__qualname__ = self.traced.graph.name
+        return jax.jit(step, in_shardings=ins, out_shardings=outs, donate_argnums=tuple(self.traced.donated))
+
     def lower(self) -> Any:
         """The step as `jax.stages.Lowered`, of arrays and constants."""
-        graph = self.traced.graph
-        ins, outs = placing.shardings_of(self.plan, self.mesh)
+        ins = placing.shardings_of(self.plan, self.mesh)[0]
         with _no_mesh():
-            run = executable(graph, self.plan, self.mesh)
-
-            def step(*arrays: Any) -> tuple[Any, ...]:
-                return run(*arrays)
-
-            step.__name__ = step.__qualname__ = graph.name
-            jitted = jax.jit(step, in_shardings=ins, out_shardings=outs, donate_argnums=tuple(self.traced.donated))
-            avals = [jax.ShapeDtypeStruct(v.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in graph.inputs]
-            return jitted.lower(*avals)
+            return self.jitted.lower(
+                *(
+                    jax.ShapeDtypeStruct(v.shape, v.aval.dtype, weak_type=v.aval.weak_type, sharding=s)
+                    for v, s in zip(self.traced.graph.inputs, ins, strict=True)
+                )
+            )
 
     def compile(self) -> Any:
         """The step as `jax.stages.Compiled`, kept."""
         if self.compiled is None:
             self.compiled = self.lower().compile()
+            self.quick = self.jitted
         return self.compiled
 
     def run(self, arrays: Sequence[Any]) -> Sequence[Any]:
         """Run on the arrays of a call; those that lie elsewhere are placed first."""
-        compiled = self.compiled or self.compile()
+        if self.compiled is None:
+            self.compile()
         if not self.places:
             try:
-                return compiled(*arrays, *self.constants)
+                return self._call(arrays)
             except ValueError:
                 self.places = True
-        arrays = [placing.placed(x, s) for x, s in zip(arrays, self.shardings, strict=True)]
-        return compiled(*arrays, *self.constants)
+        return self._call([placing.placed(x, s) for x, s in zip(arrays, self.shardings, strict=True)])
+
+    def _call(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """By the jitted function, which dispatches faster, as long as it takes these arguments for those it knows."""
+        try:
+            return self.quick(*arrays, *self.constants)
+        except TypeError:
+            results = self.compiled(*arrays, *self.constants)
+        self.quick = self.compiled
+        return results
 
 
 class Lowered:
@@ -388,7 +412,10 @@ def _plan_for(
     )
 
 
-def _no_mesh() -> Any:
+def _no_mesh() -> AbstractContextManager[Any]:
+    """Leaves the user's mesh, if he is in one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return nullcontext()
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
