@@ -17,10 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
 JaxprLiteral = jex.Literal
+
+evaluate = eval_jaxpr
+"""`evaluate(jaxpr, consts, *args)`: the results of an open jaxpr."""
 
 
 def trace(fun: Callable[..., Any], avals: Sequence[Any]) -> Any:

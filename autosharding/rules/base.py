@@ -101,8 +101,15 @@ class Rule:
                 self.moves_data,
                 self.added,
                 self.slides,
+                self.joined,
             )
         )
+
+    @property
+    def joined(self) -> frozenset[str]:
+        """Factors that no result has and no monoid reduces: the op itself joins what the devices find."""
+        read, left = ({f for dims in side for dim in dims for f in dim} for side in (self.operands, self.results))
+        return frozenset(read - left - set(self.reduced) - self.whole)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,8 +210,6 @@ def _scatter_lookup(op: Op) -> Lookup:
     a, indices, updates = op.inputs
     d = op.params["dimension_numbers"]
     batching = dict(zip(d.operand_batching_dims, d.scatter_indices_batching_dims, strict=True))
-    windows = iter(updates.shape[k] for k in d.update_window_dims)
-    sizes = [1 if k in d.inserted_window_dims or k in batching else next(windows) for k in range(a.rank)]
     return _lookup(
         a.shape,
         indices.shape,
@@ -220,7 +218,7 @@ def _scatter_lookup(op: Op) -> Lookup:
         d.inserted_window_dims,
         d.scatter_dims_to_operand_dims,
         batching,
-        sizes,
+        _scatter_windows(op, updates.shape),
     )
 
 
@@ -257,9 +255,48 @@ def _run_scatter(shard: Shard, operand: Any, indices: Any, updates: Any) -> Sequ
     if mode == GatherScatterMode.CLIP:
         starts = jnp.clip(starts, 0, _scatter_limits(shard))
     starts, mine = _mine(shard, starts, split)
-    outside = max(shape)
-    starts = jnp.where(mine[..., None], starts, outside)
+    if prod(indices.shape[:-1]) == 1:
+        starts, updates = _nowhere_else(shard, operand, starts, updates, mine.reshape(()))
+    else:
+        starts = jnp.where(mine[..., None], starts, max(shape))
     return shard.bind(operand, starts, updates, mode=GatherScatterMode.FILL_OR_DROP, indices_are_sorted=False)
+
+
+def _nowhere_else(shard: Shard, operand: Any, starts: Any, updates: Any, mine: Any) -> tuple[Any, Any]:
+    """A single update that is another device's: in bounds, and changing nothing.
+
+    XLA:CPU turns a scatter of one index into a dynamic slice and its update; out of bounds, on an operand that is
+    itself a dynamic slice (a replicated array cut for this op), it reads the old values elsewhere (jaxlib 0.10.2).
+    """
+    d, name = shard.op.params["dimension_numbers"], shard.op.name
+    starts = jnp.where(mine, starts, jnp.where(_in_window(shard), starts, 0))
+    if name in ("scatter-add", "scatter-sub", "scatter-mul"):
+        unchanged = jnp.full_like(updates, 1 if name == "scatter-mul" else 0)
+    else:
+        numbers = jax.lax.GatherDimensionNumbers(
+            offset_dims=d.update_window_dims,
+            collapsed_slice_dims=d.inserted_window_dims,
+            start_index_map=d.scatter_dims_to_operand_dims,
+            operand_batching_dims=d.operand_batching_dims,
+            start_indices_batching_dims=d.scatter_indices_batching_dims,
+        )
+        sizes = _scatter_windows(shard.op, updates.shape)
+        unchanged = jax.lax.gather(operand, starts, numbers, sizes, mode=GatherScatterMode.CLIP)
+    return starts, jnp.where(mine, updates, unchanged)
+
+
+def _in_window(shard: Shard) -> np.ndarray:
+    """For each component of the index vector whether its dim is whole on every device."""
+    indexed = shard.op.params["dimension_numbers"].scatter_dims_to_operand_dims
+    return np.array([not shard.operands[0].dims[k] for k in indexed])
+
+
+def _scatter_windows(op: Op, updates: Sequence[int]) -> tuple[int, ...]:
+    """Elements of a window along each dim of the operand, given the shape of the updates."""
+    d, a = op.params["dimension_numbers"], op.inputs[0]
+    windows = iter(updates[k] for k in d.update_window_dims)
+    single = {*d.inserted_window_dims, *d.operand_batching_dims}
+    return tuple(1 if k in single else next(windows) for k in range(a.rank))
 
 
 def _scatter_limits(shard: Shard) -> np.ndarray:

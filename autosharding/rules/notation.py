@@ -7,6 +7,7 @@ Notes in braces:
 - `k: sum` (or max, min, and, or): split along `k`, the devices find terms of that reduction. A factor that no
 result has is summed where nothing else is said, as in einsum.
 - `s: whole`: never split.
+- `j: joined`: what the devices find along `j` is joined by the op itself; the result is whole.
 - `h: slides`: a window slides along; the dims of operand and result may differ in size.
 - `linear: 0 1`: partial sums in exactly these operands pass through. May be said several times.
 - `moves`: the op only rearranges its first operand: partial states of every kind pass.
@@ -45,11 +46,13 @@ class Notation:
     moves_data: bool = False
     added: frozenset[int] = frozenset()
     slides: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         text = f"{', '.join(map(_write, self.operands))} -> {', '.join(map(_write, self.results))}".strip()
         notes = [f"{f}: {m}" for f, m in self.reduced.items()]
         notes += [f"{f}: whole" for f in sorted(self.whole)]
+        notes += [f"{f}: joined" for f in sorted(self.joined)]
         notes += [f"{f}: slides" for f in sorted(self.slides)]
         notes += [f"linear: {' '.join(map(str, sorted(s)))}" for s in self.linear]
         notes += ["moves"] if self.moves_data else []
@@ -75,7 +78,7 @@ def parse(text: str) -> Notation:
         raise _wrong(text, "the notes begin with `{` and do not end with `}`")
     operands, results = _read_side(text, left), _read_side(text, right)
     found = _read_notes(text, notes.rstrip("}"), _factors(operands + results), len(operands))
-    kept = _factors(results) | found.whole
+    kept = _factors(results) | found.whole | found.joined
     summed = [f for dims in operands for d in dims for f in d if f not in kept and f not in found.reduced]
     reduced = {**dict.fromkeys((f for f in summed if f != "..."), "sum"), **found.reduced}
     return replace(found, operands=operands, results=results, reduced=reduced)
@@ -142,6 +145,7 @@ def _read_notes(text: str, notes: str, factors: set[str], n_operands: int) -> No
     linear: list[frozenset[int]] = []
     added: frozenset[int] = frozenset()
     slides: set[str] = set()
+    joined: set[str] = set()
     moves = False
     for note in filter(None, (n.strip() for n in notes.split(";"))):
         name, _, kind = (p.strip() for p in note.partition(":"))
@@ -155,13 +159,15 @@ def _read_notes(text: str, notes: str, factors: set[str], n_operands: int) -> No
             raise _wrong(text, f"the note {note!r} speaks of {name!r}, which is no factor of the rule")
         elif kind == "whole":
             whole.add(name)
-        elif kind == "slides":
-            slides.add(name)
+        elif kind in ("slides", "joined"):
+            (slides if kind == "slides" else joined).add(name)
         elif kind in MONOIDS:
             reduced[name] = kind
         else:
-            raise _wrong(text, f"the note {note!r} should say whole, slides, {', '.join(MONOIDS)}")
-    return Notation((), (), reduced, frozenset(whole), tuple(linear), moves, added, frozenset(slides))
+            raise _wrong(text, f"the note {note!r} should say whole, joined, slides, {', '.join(MONOIDS)}")
+    return Notation(
+        (), (), reduced, frozenset(whole), tuple(linear), moves, added, frozenset(slides), frozenset(joined)
+    )
 
 
 def _positions(text: str, kind: str, n: int) -> frozenset[int]:

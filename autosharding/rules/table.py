@@ -82,7 +82,7 @@ _EXAMPLES: dict[str, _Example] = {
             "batch_group_count": 1,
         },
     ),
-    **dict.fromkeys(_made_by(reduction.reduce), _REDUCE),
+    **dict.fromkeys((*_made_by(reduction.reduce), *_made_by(reduction.arg_reduce)), _REDUCE),
     **dict.fromkeys(_made_by(reduction.cumulative), _CUMULATIVE),
     **dict.fromkeys(_made_by(indexing.scatter), _SCATTERED),
     **dict.fromkeys(_made_by(windows.window), _POOL),

@@ -44,6 +44,11 @@ def register_user_rule(
             f"The rule {text!r} for {name} has factors along which a window slides. Such a rule needs its own halo "
             "exchange, which only built-in rules have. Leave the windowed dims whole: `1` in their place."
         )
+    if said.joined and run is None:
+        raise RuleError(
+            f"The rule {text!r} for {name} says that {', '.join(sorted(said.joined))} is joined by the op itself, and "
+            "says not how. Give `run`, which gathers what the devices found, or name the monoid (`sum`, `max`, ...)."
+        )
     REGISTRY[name] = UserRule(said, localise, run, flops)
 
 

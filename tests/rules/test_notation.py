@@ -64,6 +64,14 @@ def test_every_built_in_rule_is_read_back() -> None:
         assert line.notes, f"{line.primitive} has no docstring"
 
 
+def test_what_a_user_rule_cannot_say() -> None:
+    with pytest.raises(RuleError, match="halo"):
+        register_user_rule("a_window", "i h -> i h {h: slides}")
+    with pytest.raises(RuleError, match="`run`"):
+        register_user_rule("a_search", "i j -> i {j: joined}")
+    assert "a_window" not in REGISTRY
+
+
 def test_sums_as_einsum_does() -> None:
     said = parse("b s d, d f -> b s f")
     assert said.reduced == {"d": "sum"}

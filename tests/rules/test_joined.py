@@ -1,0 +1,109 @@
+"""Local, then combined: reductions, places, ranks and running sums over split dims; slices that fall anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from autosharding.capture import capture
+from autosharding.planner import plan_graph
+from autosharding.spec import Spec
+from tests.conformance.run import execute, topology
+from tests.rules.harness import MESH_4, MESH_8, check
+
+_random = np.random.default_rng(0)
+REALS = _random.normal(size=(4, 8)).astype(np.float32)
+TIES = _random.integers(0, 3, (4, 8)).astype(np.int32)
+NANS = np.where(_random.random((4, 8)) < 0.2, np.float32(np.nan), REALS)
+
+CASES: dict[str, tuple[Callable[..., Any], str]] = {
+    "argmax": (lambda x: jnp.argmax(x, 1), "argmax"),
+    "argmin": (lambda x: jnp.argmin(x, 0), "argmin"),
+    "prod": (lambda x: jnp.prod(x, (0, 1)), "reduce_prod"),
+    "top_k": (lambda x: lax.top_k(x, 3), "top_k"),
+    "top_k of more than a piece": (lambda x: lax.top_k(x, 7), "top_k"),
+    "cumsum": (lambda x: lax.cumsum(x, 1), "cumsum"),
+    "cumsum back": (lambda x: lax.cumsum(x, 1, reverse=True), "cumsum"),
+    "cummax": (lambda x: lax.cummax(x, 1), "cummax"),
+    "cumprod": (lambda x: lax.cumprod(x, 0), "cumprod"),
+}
+
+
+@pytest.mark.parametrize("x", [REALS, TIES, NANS], ids=["reals", "ties", "nans"])
+@pytest.mark.parametrize("name", CASES)
+def test_combined(name: str, x: np.ndarray) -> None:
+    f, primitive = CASES[name]
+    assert check(f, x, mesh=MESH_4, only=[primitive])[primitive] >= 8
+
+
+def test_combined_on_four_pieces() -> None:
+    check(lambda x: (lax.top_k(x, 3), jnp.argmax(x, 1), lax.cumsum(x, 1), jnp.argmin(x, 0)), TIES, mesh=MESH_8)
+
+
+def test_bits() -> None:
+    check(lambda x: (lax.reduce_xor_p.bind(x, axes=(1,)), lax.reduce_and_p.bind(x, axes=(0,))), TIES, mesh=MESH_4)
+
+
+@pytest.mark.parametrize("dims", [(1,), (0, 1), (0, 2)])
+def test_custom_reduction_with_a_beginning_that_counts_once(dims: tuple[int, ...]) -> None:
+    x = _random.integers(0, 9, (3, 4, 6)).astype(np.int32)
+    counts = check(lambda x: lax.reduce(x, np.int32(5), lambda a, b: a + b, dims), x, mesh=MESH_4, only=["reduce"])
+    assert counts["reduce"] >= 4
+
+
+def test_custom_reduction_of_pairs_in_order() -> None:
+    def then(a: Any, b: Any) -> Any:
+        return a[0] * b[0], a[1] * b[0] + b[1]  # affine maps, one after the other: associative, not commutative
+
+    check(lambda x: lax.reduce((x, -x), (1, 0), then, (1,)), TIES + 1, mesh=MESH_4, only=["reduce"])
+
+
+@given(
+    at=st.tuples(st.integers(-3, 9), st.integers(-3, 9)),
+    shape=st.sampled_from([(1, 1), (2, 3), (3, 5), (4, 2), (1, 8), (4, 8)]),
+    dtype=st.sampled_from([np.int32, np.uint8]),
+)
+@settings(max_examples=12, deadline=None)
+def test_dynamic_slice_and_update(at: tuple[int, int], shape: tuple[int, int], dtype: Any) -> None:
+    start = [np.asarray(i).astype(dtype) for i in at]
+    update = _random.normal(size=shape).astype(np.float32)
+    only = ["dynamic_slice", "dynamic_update_slice"]
+    check(lambda x, i, j: lax.dynamic_slice_p.bind(x, i, j, slice_sizes=shape), REALS, *start, only=only)
+    check(lambda x, u, i, j: lax.dynamic_update_slice_p.bind(x, u, i, j), REALS, update, *start, only=only)
+
+
+def test_concatenate_and_split_along_the_split_dim() -> None:
+    counts = check(lambda x: jnp.split(jnp.concatenate([x, x + 1], 1), 2, 1), REALS, mesh=MESH_4)
+    assert counts["concatenate"] >= 14
+    assert counts["split"] >= 14
+
+
+DIMENSIONS = lax.ScatterDimensionNumbers((0,), (1,), (1,))
+
+
+def _scattered(x: Any, u: Any) -> Any:
+    return [lax.scatter_min(x, jnp.array([6]), u, DIMENSIONS, unique_indices=True)]
+
+
+def _sliced(x: Any, u: Any) -> Any:
+    return [lax.dynamic_slice(x, (jnp.int32(2), u[0].astype(jnp.int32) + 9), (2, 8))]
+
+
+@pytest.mark.parametrize("f", [_scattered, _sliced])
+def test_an_index_out_of_bounds_of_an_array_that_is_cut_first(f: Callable[..., Any]) -> None:
+    """What XLA:CPU merges wrongly: a slice of the array cut for this device, at an index beyond it."""
+    args = [REALS, np.zeros(4, np.float32)]
+    graph = capture(f, args)
+    whole = {i: Spec.replicated(a.ndim) for i, a in enumerate(args)}
+    mesh = {"y": 2}
+    plan = plan_graph(graph, topology=topology(mesh), specs=whole)
+    inputs = [jnp.asarray(a) for a in (*args, *graph.constants)]
+    np.testing.assert_array_equal(execute(graph, plan, inputs)[0], jax.jit(f)(*args)[0])
