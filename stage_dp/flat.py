@@ -63,7 +63,7 @@ def flatten(layers: Layers, objective: Objective, memory: int | None) -> Flat:
     cap = _caps(columns.bytes, memory)
     merits = np.stack([objective.periods(columns), objective.fills_of(columns), objective.steps(columns), -cap], axis=1)
     order = np.lexsort((*merits.T[::-1], columns.end, columns.submesh, columns.first))
-    order = order[cap[order] >= objective.in_flight[0]]
+    order = order[cap[order] >= objective.least_in_flight[0]]
     keys = np.stack([columns.first, columns.submesh, columns.end], axis=1)[order]
     order = order[_worth_having(keys, merits[order])]
     sizes = np.array([shape.devices for shape in layers.submeshes], dtype=np.int64)

@@ -24,6 +24,8 @@ def explain(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool)
         )
     if n_stages is not None and n_stages > layers.devices:
         return f"{asked} A stage runs on at least one device; the nearest choice is {layers.devices} stages."
+    if schedule == "interleaved":
+        return f"{asked} {_not_interleaved(layers)}"
     if not layers.fronts:
         return f"{asked} The price table is empty: no range of layers can run on any submesh."
     if not _possible(layers, schedule, n_stages, may_idle, memory=None):
@@ -37,6 +39,21 @@ def _asked(layers: Layers, schedule: str, n_stages: int | None) -> str:
         f"{layers.n_layers} layers cannot be cut into {stages} on {layers.nodes}x{layers.per_node} devices "
         f"({schedule}, {layers.microbatches} microbatches)."
     )
+
+
+def _not_interleaved(layers: Layers) -> str:
+    groups = sorted({layers.devices // shape.devices for shape in layers.submeshes} - {0, 1})
+    fit = [n for n in groups if layers.microbatches % n == 0 and 2 * n <= layers.n_layers]
+    return (
+        "Interleaving wants equal submeshes, at least two, with two or more stages each, and microbatches in groups "
+        f"of as many as there are submeshes. With these devices there can be {_list(groups)} submeshes; microbatches "
+        f"and layers allow {_list(fit)} of these, and then memory or a range without a price stands in the way. "
+        "Try 1f1b, which asks for none of it."
+    )
+
+
+def _list(counts: list[int]) -> str:
+    return ", ".join(map(str, counts)) if counts else "none"
 
 
 def _devices_do_not_divide(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool) -> str:

@@ -15,10 +15,13 @@ fills and drains). By schedule:
                         a row (x_i left out) and at most the greatest: the transfers show although they overlap
     zero-bubble         as 1f1b, and f_i = F_i + B_i − W_i for i > 0: cotangents leave before weight gradients. No
                         more stages than microbatches, unless asked for (then M − 1 of S − 1 weight gradients count)
+    interleaved         S groups of v stages each, all submeshes equal: w = v(M − S) + S − 1, P_i as for gpipe
     latency             one microbatch, forward: w = 0
     throughput          seconds between two microbatches: max_i P_i alone, P_i as for gpipe
 
-For equal stages without transfers each is the closed form of `schedules`, to the letter.
+For equal stages without transfers each is the closed form of `schedules`, to the letter. For unequal ones a
+replayed 1f1b step is no longer than (1), and a replayed gpipe step no shorter: (1) takes the slowest stage
+forward and the slowest backward to be one.
 """
 
 from __future__ import annotations
@@ -51,6 +54,11 @@ class Objective:
     in_flight: np.ndarray
     """int64 [layers + 1]: microbatches held by a stage that r others follow."""
     max_stages: int
+
+    @property
+    def least_in_flight(self) -> np.ndarray:
+        """int64 [layers + 1]: what a stage holds at least when r or more follow."""
+        return np.minimum.accumulate(self.in_flight[::-1])[::-1]
 
     def periods(self, columns: Columns) -> np.ndarray:
         """t_i: seconds per microbatch of every row."""

@@ -6,7 +6,7 @@ Floats are seconds, ints are bytes, both per device unless said otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple
@@ -148,6 +148,14 @@ class Layers:
     def devices(self) -> int:
         """Of the cluster."""
         return self.nodes * self.per_node
+
+    def only(self, stages: Sequence[tuple[int, int, Submesh]]) -> Layers:
+        """The same layers with no other stages than these, (first layer, one past the last, submesh).
+
+        For a split made by hand: `split_layers` then prices it, choosing among the ways to run each stage.
+        """
+        keys = [(first, end, self.submeshes.index(shape)) for first, end, shape in stages]
+        return replace(self, fronts={key: self.fronts[key] for key in keys if key in self.fronts})
 
     def verify(self) -> None:
         """Raise `StageError` at the first thing wrong, in words."""

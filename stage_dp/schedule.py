@@ -68,6 +68,11 @@ class Schedule:
         """Whether weight gradients are tasks of their own."""
         return any(task.kind is Kind.WEIGHT for task in self.lists[0])
 
+    @property
+    def last_kind(self) -> Kind:
+        """The kind of task that is the last to read a microbatch's activations."""
+        return Kind.WEIGHT if self.splits_backward else Kind.BACKWARD if self.trains else Kind.FORWARD
+
     def piece(self, task: Task) -> int:
         """The position in program order of the piece that the task runs."""
         return task.chunk * self.n_stages + task.stage
@@ -144,12 +149,11 @@ class Schedule:
         return (Task(task.kind, stage, chunk, task.microbatch),)
 
     def _held(self, tasks: tuple[Task, ...]) -> Iterator[int]:
-        last = Kind.WEIGHT if self.splits_backward else Kind.BACKWARD if self.trains else Kind.FORWARD
         held = 0
         for task in tasks:
             held += task.kind is Kind.FORWARD
             yield held
-            held -= task.kind is last
+            held -= task.kind is self.last_kind
 
     def _verify_list(self, stage: int, tasks: tuple[Task, ...]) -> None:
         kinds = [Kind.FORWARD, *([Kind.BACKWARD] * self.trains), *([Kind.WEIGHT] * self.splits_backward)]

@@ -151,7 +151,7 @@ class Search:
     def remaining(self, longest: float) -> tuple[np.ndarray, np.ndarray]:
         """See `kernel.remaining`; periods are at most `longest`."""
         entries = only(self.flat.entries, self.flat.entries.period <= longest)
-        return remaining(self.flat.n_devices, entries, self.objective.in_flight, self.may_idle)
+        return remaining(self.flat.n_devices, entries, self.objective.least_in_flight, self.may_idle)
 
     def possible(self) -> bool:
         """Whether there is any split."""

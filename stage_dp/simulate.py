@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,9 +79,13 @@ class Timeline:
         used = float(np.dot(weights, self.busy))
         return 1 - used / (float(weights.sum()) * self.seconds) if self.seconds else 0.0
 
-    def stage(self, stage: int) -> tuple[Span, ...]:
-        """The tasks of one stage, in the order they ran."""
-        return tuple(span for span in self.spans if span.task.stage == stage)
+    @cached_property
+    def by_stage(self) -> tuple[tuple[Span, ...], ...]:
+        """The tasks of each stage, in the order they ran."""
+        lists: list[list[Span]] = [[] for _ in range(self.n_stages)]
+        for span in self.spans:
+            lists[span.task.stage].append(span)
+        return tuple(map(tuple, lists))
 
     @cached_property
     def memory(self) -> tuple[MemoryCurve, ...]:
@@ -95,19 +99,32 @@ class Timeline:
 
     def _memory(self, stage: int) -> MemoryCurve:
         schedule = self.schedule
-        last = Kind.WEIGHT if schedule.splits_backward else Kind.BACKWARD if schedule.trains else Kind.FORWARD
         changes = [(0.0, sum(price.state_bytes for price in _pieces(schedule, self.prices, stage)))]
-        for span in self.stage(stage):
+        for span in self.by_stage[stage]:
             if span.task.kind is Kind.UPDATE:
                 continue
             price = self.prices[schedule.piece(span.task)]
             kept = price.microbatch_bytes
             changes.append((span.start, price.working_bytes + (kept if span.task.kind is Kind.FORWARD else 0)))
-            changes.append((span.end, -price.working_bytes - (kept if span.task.kind is last else 0)))
+            changes.append((span.end, -price.working_bytes - (kept if span.task.kind is schedule.last_kind else 0)))
         seconds, change = (np.array(column) for column in zip(*changes, strict=True))
         held = np.cumsum(change.astype(np.int64))
         final = np.append(seconds[1:] > seconds[:-1], True)
         return MemoryCurve(seconds[final], held[final])
+
+
+def peak_of(schedule: Schedule, prices: Sequence[Price]) -> Iterator[int]:
+    """Per stage the most held per device, whatever the tasks' seconds; `prices` of each piece."""
+    for stage, tasks in enumerate(schedule.lists):
+        mine = _pieces(schedule, prices, stage)
+        fixed = sum(price.state_bytes for price in mine)
+        held, peak = 0, 0
+        for task in tasks:
+            price = mine[task.chunk]
+            held += price.microbatch_bytes if task.kind is Kind.FORWARD else 0
+            peak = max(peak, held + (price.working_bytes if task.kind is not Kind.UPDATE else 0))
+            held -= price.microbatch_bytes if task.kind is schedule.last_kind else 0
+        yield fixed + peak
 
 
 def simulate(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from stage_dp.errors import NoStages, StageError
+from stage_dp.interleave import split_interleaved
 from stage_dp.nearest import explain
 from stage_dp.objective import Objective, objectives, optimistic
 from stage_dp.price import Layers
@@ -19,9 +20,10 @@ from stage_dp.submesh import place
 def split_layers(layers: Layers, schedule: str = "1f1b", n_stages: int | None = None, may_idle: bool = True) -> Stages:
     """The best split of `layers`; exact (see `objective` for what is minimised and `search` for how).
 
-    schedule: gpipe, 1f1b, 1f1b-eager, zero-bubble; or latency, throughput for inference, which count forward
-    seconds and one microbatch in flight. n_stages: exactly so many; free when None. may_idle: devices may be
-    left out where that is faster, or nothing else fits; else all are used. No split: `NoStages`.
+    schedule: gpipe, 1f1b, 1f1b-eager, zero-bubble, interleaved (see `interleave`); or latency, throughput for
+    inference, which count forward seconds and one microbatch in flight. n_stages: exactly so many (groups of
+    devices, if interleaved); free when None. may_idle: devices may be left out where that is faster, or nothing
+    else fits; else all are used. No split: `NoStages`.
     """
     return split_best([layers], (schedule,), n_stages, may_idle)
 
@@ -44,7 +46,7 @@ def split_best(
             ceiling = math.inf if best is None else best.seconds
             found = _best(layers, schedule, n_stages, may_idle, ceiling)
             if found is not None:
-                best = _stages(layers, schedule, *found)
+                best = found
             elif best is None:
                 refused.append((layers, schedule))
     if best is None:
@@ -54,10 +56,10 @@ def split_best(
     return best
 
 
-def _best(
-    layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, ceiling: float
-) -> tuple[Objective, Split] | None:
-    """The best split under any of the schedule's objectives, if it takes less than `ceiling` seconds."""
+def _best(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, ceiling: float) -> Stages | None:
+    """The best split for one schedule, if it takes less than `ceiling` seconds."""
+    if schedule == "interleaved":
+        return split_interleaved(layers, n_stages, ceiling)
     if schedule == "zero-bubble" and n_stages is None:
         return _zero_bubble(layers, may_idle, ceiling)
     objective = objectives(layers, schedule, n_stages)[0]
@@ -68,10 +70,10 @@ def _best(
         latency = objectives(layers, "latency")[0]
         least = Search(layers, latency, n_stages, may_idle, layers.memory).under(found.longest)
         found = found if least is None else replace(least, rest=0.0)
-    return objective, found
+    return _stages(layers, schedule, objective, found)
 
 
-def _zero_bubble(layers: Layers, may_idle: bool, ceiling: float) -> tuple[Objective, Split] | None:
+def _zero_bubble(layers: Layers, may_idle: bool, ceiling: float) -> Stages | None:
     """The best over all numbers that stages may not exceed, likely ones first, until none can be better."""
     guess = Search(layers, optimistic(layers), None, may_idle, layers.memory).best(ceiling)
     if guess is None:
@@ -83,7 +85,7 @@ def _zero_bubble(layers: Layers, may_idle: bool, ceiling: float) -> tuple[Object
             best, ceiling = (objective, found), found.seconds(objective.weight)
         if ceiling <= bound * (1 + ROUNDING):
             break
-    return best
+    return best and _stages(layers, "zero-bubble", *best)
 
 
 def _distinct(layers: Layers) -> Iterator[Objective]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from stage_dp.price import Price
 from stage_dp.schedule import Schedule
-from stage_dp.schedules import SCHEDULES
-from stage_dp.simulate import Timeline, simulate
+from stage_dp.schedules import SCHEDULES, interleaved
+from stage_dp.simulate import Timeline, peak_of, simulate
 from stage_dp.submesh import Submesh
 from stage_dp.text import show_bytes, show_seconds
 
@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """A split of all layers, the best there is for its schedule."""
+    """A split of all layers: the best there is for its schedule, or as far from it as `gap` says."""
 
     schedule: str
     """Name of the schedule, or "latency" or "throughput"."""
@@ -52,10 +52,12 @@ class Stages:
     idle_devices: int
     memory: int | None
     """Bytes of each device; None: no limit."""
+    n_chunks: int = 1
+    """Stages per group of devices: stage i runs on group i modulo the number of groups."""
 
     @property
     def gap(self) -> float:
-        """How far `seconds` may be from the best, as a share of it: 0, the search is exact."""
+        """How far `seconds` may be from the best, as a share of it; 0: it is the best."""
         return (self.seconds - self.bound) / self.seconds if self.seconds else 0.0
 
     @property
@@ -64,12 +66,19 @@ class Stages:
         return tuple(stage.first for stage in self.stages[1:])
 
     @property
+    def group_bytes(self) -> tuple[int, ...]:
+        """Per group of devices, the most held per device."""
+        return tuple(peak_of(self.tasks(), [stage.price for stage in self.stages]))
+
+    @property
     def peak_bytes(self) -> int:
         """The most that any device holds."""
-        return max(stage.bytes for stage in self.stages)
+        return max(self.group_bytes)
 
     def tasks(self) -> Schedule:
         """The schedule's lists of tasks for these stages."""
+        if self.n_chunks > 1:
+            return interleaved(len(self.stages) // self.n_chunks, self.microbatches, self.n_chunks)
         name = "forward" if self.schedule in ("latency", "throughput") else self.schedule
         return SCHEDULES[name](len(self.stages), self.microbatches)
 
@@ -84,7 +93,7 @@ class Stages:
         rows = [
             f"{self.schedule}: {len(self.stages)} stages, {self.microbatches} microbatches, "
             f"{show_seconds(self.seconds)} {what} (bound {show_seconds(self.bound)}), "
-            f"{self.idle_devices} idle devices"
+            f"{self.idle_devices} idle devices" + (f", {self.n_chunks} stages per group" if self.n_chunks > 1 else "")
         ]
         limit = "" if self.memory is None else f" of {show_bytes(self.memory)}"
         for i, stage in enumerate(self.stages):

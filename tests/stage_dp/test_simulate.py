@@ -105,8 +105,8 @@ def test_unequal_stages_with_transfers(seed):
         timeline = simulate(schedule, prices, transfers)
         assert timeline.seconds == pytest.approx(by_longest_path(schedule, prices, transfers))
         assert len(timeline.moves) == sum(schedule.feeds(task) is not None for task in schedule.order)
-        for stage in range(n):
-            spans = timeline.stage(stage)
+        for stage, spans in enumerate(timeline.by_stage):
+            assert tuple(span.task for span in spans) == schedule.lists[stage]
             assert all(a.end <= b.start + 1e-12 for a, b in pairwise(spans))
         assert simulate(schedule, prices, transfers, overlap=False).seconds >= timeline.seconds - 1e-12
         assert simulate(schedule, prices, transfers, joint_update=True).seconds >= timeline.seconds
@@ -161,3 +161,16 @@ def test_trace_is_what_perfetto_reads():
 def test_prices_for_another_number_of_stages():
     with pytest.raises(StageError, match="has 2 pieces and 1 boundaries"):
         simulate(one_f_one_b(2, 3), [Price(1.0)] * 3)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_objective_bounds_what_is_replayed(seed):
+    """1F1B from above, GPipe from below (`objective`)."""
+    rng = np.random.default_rng(seed)
+    n, m = int(rng.integers(1, 7)), int(rng.integers(1, 20))
+    prices = [Price(*rng.random(3).tolist()) for _ in range(n)]
+    sent = [tuple((rng.random(2) * rng.choice([0.1, 1.0])).tolist()) for _ in range(n - 1)]
+    charged = [price.seconds + (sum(sent[i - 1]) if i else 0.0) for i, price in enumerate(prices)]
+    beside = [*(price.seconds for price in prices), *(seconds for pair in sent for seconds in pair)]
+    assert simulate(one_f_one_b(n, m), prices, sent).seconds <= ((m - 1) * max(charged) + sum(charged)) * (1 + 1e-9)
+    assert simulate(gpipe(n, m), prices, sent).seconds >= ((m - 1) * max(beside) + sum(charged)) * (1 - 1e-9)

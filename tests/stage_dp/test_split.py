@@ -96,6 +96,24 @@ def test_work_per_step_hides_in_the_fill_of_later_stages():
     assert split_layers(two(3.0, 0.0)).seconds == split_layers(two(0.0, 0.0)).seconds + 3.0
 
 
+def test_a_split_made_by_hand_is_priced_and_is_no_better():
+    priced = 0
+    for seed in range(60):
+        layers = random_layers(seed)
+        for cut in range(1, layers.n_layers):
+            stages = [(0, cut, layers.submeshes[0]), (cut, layers.n_layers, layers.submeshes[0])]
+            try:
+                by_hand = split_layers(layers.only(stages))
+            except NoStages:
+                continue
+            priced += 1
+            chain = tuple((s.first, s.end, 0, s.point) for s in by_hand.stages)
+            assert [(s.first, s.end, s.submesh) for s in by_hand.stages] == stages
+            assert by_hand.seconds == pytest.approx(price_of(layers, "1f1b", chain)[0])
+            assert by_hand.seconds >= split_layers(layers).seconds * (1 - 1e-9)
+    assert priced > 20
+
+
 def test_slow_links_are_not_cut():
     layers = uniform(6, 1, 2, 8, forward=1.0, backward=2.0)
     shapes = layers.submeshes
