@@ -14,6 +14,11 @@ DEFAULT_WORK = 30_000_000_000
 """Table entries looked at when neither seconds nor work are given: about half a minute on one core of 2024."""
 
 
+def now() -> float:
+    """Seconds, from some moment on."""
+    return time.perf_counter()
+
+
 @dataclass(slots=True)
 class Clock:
     """Counts work and keeps the best cost and bound of one solve."""
@@ -22,17 +27,24 @@ class Clock:
     work: int | None
     gap: float
     progress: Callable[[Progress], None] | None = None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: now())
     done: int = 0
     objective: float = float("inf")
     bound: float = float("-inf")
     outer: Clock | None = None
 
-    def inner(self, gap: float) -> Clock:
-        """A clock for a part of this solve, with its own cost and bound; what it spends is spent here too."""
-        work = (DEFAULT_WORK if self.seconds is None else None) if self.work is None else self.work
-        left = None if work is None else max(0, work - self.done)
-        return Clock(self.left, left, gap, outer=self)
+    def inner(self, gap: float, share: float) -> Clock:
+        """A clock for a part of this solve, with its own cost and bound; what it spends is spent here too.
+
+        It may spend ``share`` of what is left.
+        """
+        work = self.work if self.work is not None else DEFAULT_WORK if self.seconds is None else None
+        return Clock(
+            None if self.left is None else share * self.left,
+            None if work is None else int(share * max(0, work - self.done)),
+            gap,
+            outer=self,
+        )
 
     def spend(self, entries: int) -> None:
         """Count table entries looked at."""
@@ -43,7 +55,7 @@ class Clock:
     @property
     def spent(self) -> float:
         """Seconds since the start."""
-        return time.perf_counter() - self.began
+        return now() - self.began
 
     @property
     def left(self) -> float | None:

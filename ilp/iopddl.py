@@ -21,7 +21,7 @@ import numpy as np
 
 from ilp.problem import Edge, Memory, Problem, ProblemError
 
-__all__ = ["FORBIDDEN", "read_problem", "read_solution", "write_problem", "write_solution"]
+__all__ = ["FORBIDDEN", "load_json", "read_problem", "read_solution", "write_problem", "write_solution"]
 
 FORBIDDEN = 10**18
 """The format's way to write an infinite cost."""
@@ -30,7 +30,7 @@ FORBIDDEN = 10**18
 def read_problem(path: str | Path) -> Problem:
     """Read a problem; ProblemError says in words what is wrong with a damaged file."""
     path = Path(path)
-    data = _load(path)
+    data = load_json(path)
     body = data.get("problem") if isinstance(data, dict) else None
     if not isinstance(body, dict):
         raise ProblemError(f'{path}: not an IOPDDL problem: the top level must be {{"problem": {{...}}}}.')
@@ -50,7 +50,8 @@ def _said(error: Exception) -> str:
     return str(error).strip(".") or type(error).__name__
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """What a file holds, plain or gzipped; ProblemError says what is wrong with a damaged one."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -183,7 +184,7 @@ def _plain(prices: np.ndarray) -> list[int | float]:
 
 def read_solution(path: str | Path) -> tuple[int, ...]:
     """Read a choice: a JSON list of strategy indices, or one inside {"solution": [...]}."""
-    data = _load(Path(path))
+    data = load_json(Path(path))
     data = data.get("solution") if isinstance(data, dict) else data
     if not isinstance(data, list) or not all(type(k) is int for k in data):
         raise ProblemError(f"{path}: not a solution: it must be a JSON list of strategy indices, one per node.")

@@ -13,25 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from ilp.clock import Clock
-from ilp.memory import charge
-from ilp.presolve import presolve
+from ilp.presolve import Reduced, presolve
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation
+from ilp.solution import relative_gap
 
-__all__ = ["Oracle", "collapses", "priced"]
+__all__ = ["Oracle"]
 
-COLLAPSED = 0.5
+COLLAPSED = 0.65
 """Share of the table entries that presolve may leave of a priced problem that is worth solving whole."""
+
+SHARE = 0.1
+"""Of what is left of seconds or work, what one priced problem may take."""
 
 Search = Callable[[Problem, Clock], tuple[tuple[int, ...] | None, float]]
 """Solves a presolved problem: a choice (or None) and a bound."""
-
-
-def priced(relaxation: Relaxation, prices: np.ndarray) -> Problem:
-    """The problem without limit in which each byte costs ``prices`` of its moments."""
-    flat, problem = relaxation.flat, relaxation.problem
-    cost = charge(flat.at, relaxation.rows, prices, relaxation.cost)
-    return Problem(problem.name, _split(relaxation, cost), problem.edges)
 
 
 def _split(relaxation: Relaxation, cost: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -45,12 +41,6 @@ def size(problem: Problem) -> int:
     return sum(edge.cost.size for edge in problem.edges) + sum(map(len, problem.costs))
 
 
-def collapses(relaxation: Relaxation) -> bool:
-    """Whether presolve leaves little of the problem once memory is priced."""
-    reduced = presolve(priced(relaxation, relaxation.prices))
-    return reduced.small is not None and size(reduced.small) <= COLLAPSED * size(relaxation.problem)
-
-
 @dataclass(slots=True)
 class Oracle:
     """Solves priced problems and keeps what their bounds say."""
@@ -58,15 +48,30 @@ class Oracle:
     relaxation: Relaxation
     search: Search
     gap: float
+    quick: bool = True
+    """Whether the last priced problem was solved to ``gap`` in its share."""
+    free: Reduced | None = None
+    """Memory at no price, presolved."""
+
+    def collapses(self) -> bool:
+        """Whether presolve leaves little of the problem once memory is priced."""
+        self.free = self.reduced(self.relaxation.cost)
+        small = self.free.small
+        return small is not None and size(small) <= COLLAPSED * size(self.relaxation.problem)
+
+    def reduced(self, cost: np.ndarray) -> Reduced:
+        """The problem without limit at these costs per strategy, presolved."""
+        problem = self.relaxation.problem
+        return presolve(Problem(problem.name, _split(self.relaxation, cost), problem.edges))
 
     def __call__(self, cost: np.ndarray, clock: Clock) -> tuple[np.ndarray | None, float]:
         """The best choice at these costs per strategy, and a bound of what any costs there."""
-        relaxation = self.relaxation
-        problem = relaxation.problem
-        reduced = presolve(Problem(problem.name, _split(relaxation, cost), problem.edges))
+        free = self.free if self.relaxation.cost is cost else None
+        reduced = free or self.reduced(cost)
         clock.spend(20 * len(cost))
         if reduced.small is None:
             return None, np.inf
-        inner = clock.inner(self.gap)
-        choice, bound = self.search(reduced.small, inner)
+        choice, bound = self.search(reduced.small, clock.inner(self.gap, SHARE))
+        least = np.inf if choice is None else reduced.small.evaluate(choice)
+        self.quick = relative_gap(least, bound) <= self.gap
         return (None if choice is None else np.array(reduced.undo(choice), dtype=np.int64)), bound

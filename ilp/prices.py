@@ -2,8 +2,9 @@
 
 Every choice x, whether it fits or not, says that the dual function is at most cost(x) + λ·(held(x) - limit). The
 prices that maximise the least of these cuts are tried next (J. E. Kelley, "The cutting-plane method for solving
-convex programs", J. SIAM 8(4), 1960). Only moments at which some choice held too much have a price at all, and of
-these one or two stay above zero.
+convex programs", J. SIAM 8(4), 1960), within a box around the best so far (R. E. Marsten, W. W. Hogan, J. W.
+Blankenship, "The BOXSTEP method for large-scale optimization", Operations Research 23(3), 1975). Only moments at
+which some choice held too much have a price at all, and of these one or two stay above zero.
 """
 
 from __future__ import annotations
@@ -16,56 +17,26 @@ import numpy as np
 from scipy.optimize import linprog
 
 from ilp.clock import Clock
+from ilp.incumbent import Incumbent
 from ilp.oracle import Oracle
+from ilp.primal import repair
 from ilp.relaxation import Relaxation
 from ilp.solution import relative_gap
 
-__all__ = ["Incumbent", "find_prices", "find_prices_exactly"]
+__all__ = ["find_prices", "find_prices_exactly"]
 
 ROUNDS = 60
 MOST_MOMENTS = 40
-MOST_SEEN = 60
-MOST_MIXED = 16
-MIXED = 0.5
-"""Between the best prices and those that the cuts propose: cuts know little far from where they were made."""
+SERIOUS = 0.1
+"""Share of the rise that the cuts promise with which a step counts as good: the next may go further."""
+WIDER, NARROWER = 1.5, 0.5
+"""Factors of how far from the best prices the next may lie: cuts know little far from where they were made."""
 PATIENCE = 10
 """Rounds without progress after which prices rest."""
 FIRST_CAP = 0.5
 """Share of the cost that all bytes of the limit may be priced at, at first."""
 SWEEPS = 12
 """Sweeps per price tried; the messages carry over from the last."""
-
-
-@dataclass(slots=True)
-class Incumbent:
-    """The best choice that fits, and what it costs."""
-
-    choice: np.ndarray | None = None
-    cost: float = math.inf
-    seen: dict[bytes, np.ndarray] = field(default_factory=dict)
-    """The last choices looked at, whether they fit or not."""
-
-    def offer(self, relaxation: Relaxation, choice: np.ndarray, clock: Clock) -> bool:
-        """Keep ``choice`` if it fits and is cheaper; remember it anyway."""
-        cost = relaxation.worth(choice)
-        self.seen.setdefault(choice.tobytes(), choice.copy())
-        if len(self.seen) > MOST_SEEN:
-            del self.seen[next(iter(self.seen))]
-        if cost >= min(self.cost, relaxation.big) or relaxation.excess(choice) > 0:
-            return False
-        self.choice, self.cost = choice.copy(), cost
-        clock.objective = min(clock.objective, cost)
-        return True
-
-    def best_seen(self, relaxation: Relaxation) -> list[np.ndarray]:
-        """The best choice, then those seen, cheapest first at the best prices for memory."""
-        prices = relaxation.best_prices
-
-        def priced(choice: np.ndarray) -> float:
-            return relaxation.worth(choice) + float(relaxation.held(choice) @ prices)
-
-        ranked = sorted(self.seen.values(), key=priced)[:MOST_MIXED]
-        return ranked if self.choice is None else [self.choice, *ranked]
 
 
 @dataclass(slots=True)
@@ -92,19 +63,24 @@ class _Cuts:
         """The least cut at these prices."""
         return min(cost + float(over @ prices) for cost, over in zip(self.cost, self.over, strict=True))
 
-    def best(self, cap: float, limit: int) -> tuple[np.ndarray, float]:
+    def best(
+        self, cap: float, limit: int, centre: np.ndarray | None = None, radius: float = math.inf
+    ) -> tuple[np.ndarray, float]:
         """Prices that maximise the least cut, at most ``cap`` seconds per limit in all; and that cut.
 
-        The multipliers of the cuts are a mixture of choices; a moment at which it is over the limit is priced next.
+        With a ``centre``, each price stays within ``radius`` seconds per limit of it. The multipliers of the cuts are
+        a mixture of choices; a moment at which it is over the limit is priced next.
         """
         n = len(self.moments)
-        over = np.array([row[self.moments] for row in self.over]) / limit
         scale = max(1e-300, float(np.abs(self.cost).min()))
+        middle = np.zeros(n) if centre is None else centre[self.moments] * limit
+        box = [(max(0.0, at - radius) / scale, (at + radius) / scale) for at in middle.tolist()]
+        over = np.array([row[self.moments] for row in self.over]) / limit
         result = linprog(
             np.append(np.zeros(n), -1.0),
             A_ub=np.vstack([np.hstack([-over, np.ones((len(self.cost), 1))]), np.append(np.ones(n), 0.0)]),
             b_ub=np.append(np.array(self.cost) / scale, cap / scale),
-            bounds=[(0, None)] * n + [(None, None)],
+            bounds=[*box, (None, None)],
             method="highs",
         )
         prices = np.zeros(len(self.over[0]))
@@ -116,37 +92,55 @@ class _Cuts:
         return prices, float(result.x[n]) * scale
 
 
-def find_prices(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
-    """Raise the bound by pricing the moments that are over the limit; offer every choice met on the way."""
+def find_prices(
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    known: Iterable[np.ndarray] = (),
+) -> None:
+    """Raise the bound by pricing the moments that are over the limit; offer every choice met on the way.
+
+    ``known`` choices tell where to begin.
+    """
     cuts = _Cuts()
     limit = max(relaxation.limit, 1)
+    for choice in known:
+        _cut(relaxation, cuts, choice)
     _try(relaxation, cuts, incumbent, clock, rng, 4 * SWEEPS)
     cap = max(abs(relaxation.bound), abs(cuts.cost[0]) * 1e-3) if cuts.cost else 0.0
-    stalled = 0
+    stalled, radius = 0, cap
     for _ in range(ROUNDS):
         if clock.over(0.4) or not cuts.moments or stalled >= PATIENCE:
             break
-        prices, model = cuts.best(cap, limit)
-        mixed = 1.0
-        if prices.sum() * limit >= 0.99 * cap:
-            cap *= 4
-            if relaxation.bound > relaxation.big:
-                break
-        elif relative_gap(model, relaxation.bound) < 0.2 * clock.gap:
+        centre = relaxation.best_prices
+        prices, model = cuts.best(cap, limit, centre, radius)
+        full = prices.sum() * limit >= 0.99 * cap
+        if full and relaxation.bound > relaxation.big:
             break
-        elif relaxation.best_prices.any():
-            mixed = MIXED
+        if not full and relative_gap(model, relaxation.bound) < 0.2 * clock.gap:
+            break
         before = relaxation.bound
-        relaxation.set_prices(mixed * prices + (1.0 - mixed) * relaxation.best_prices)
+        relaxation.set_prices(prices)
         _try(relaxation, cuts, incumbent, clock, rng, SWEEPS)
-        gap = max(min(incumbent.cost, model) - before, 1e-6 * abs(before))
-        stalled = stalled + 1 if mixed < 1.0 and relaxation.bound - before < 1e-3 * gap else 0
+        risen = relaxation.bound - before
+        if full:
+            cap, radius = 4 * cap, 4 * radius
+        else:
+            radius *= WIDER if risen >= SERIOUS * (model - before) else NARROWER
+        worth = max(min(incumbent.cost, model) - before, 1e-6 * abs(before))
+        stalled = 0 if full or risen >= 1e-3 * worth else stalled + 1
         clock.tell("prices")
     relaxation.set_prices(relaxation.best_prices)
 
 
 def find_prices_exactly(
-    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, oracle: Oracle, known: Iterable[np.ndarray] = ()
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    oracle: Oracle,
+    known: Iterable[np.ndarray] = (),
 ) -> None:
     """The same where priced problems are solved whole: each cut is tight, so few are needed.
 
@@ -157,9 +151,7 @@ def find_prices_exactly(
 
     def cut(choice: np.ndarray) -> None:
         incumbent.offer(relaxation, choice, clock)
-        cost = relaxation.worth(choice)
-        if cost < relaxation.big:
-            cuts.add(cost, relaxation.held(choice) - float(relaxation.limit))
+        _cut(relaxation, cuts, choice)
 
     for choice in known:
         cut(choice)
@@ -169,7 +161,7 @@ def find_prices_exactly(
         prices, _ = cuts.best(cap, limit)
     for _ in range(ROUNDS):
         relaxation.set_prices(prices)
-        choice, bound = oracle(relaxation.priced, clock)
+        choice, bound = oracle(relaxation.priced if prices.any() else relaxation.cost, clock)
         relaxation.secure(bound)
         clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
         if choice is None:
@@ -178,6 +170,10 @@ def find_prices_exactly(
         clock.tell("prices")
         if clock.over(0.6) or not cuts.moments:
             break
+        if not oracle.quick and not prices.any():
+            break
+        if incumbent.choice is None and not oracle.quick:
+            repair(relaxation, incumbent, clock, rng)
         cap = cap or FIRST_CAP * max(abs(relaxation.bound), abs(cuts.cost[0]))
         here = cuts.at(prices)
         prices, model = cuts.best(cap, limit)
@@ -204,6 +200,11 @@ def _try(
     for forward in (True, False):
         choice = relaxation.polished(relaxation.rounded(forward), 2, rng, clock)
         incumbent.offer(relaxation, choice, clock)
-        cost = relaxation.worth(choice)
-        if cost < relaxation.big:
-            cuts.add(cost, relaxation.held(choice) - float(relaxation.limit))
+        _cut(relaxation, cuts, choice)
+
+
+def _cut(relaxation: Relaxation, cuts: _Cuts, choice: np.ndarray) -> None:
+    """What ``choice`` says about the dual function, unless it takes something forbidden."""
+    cost = relaxation.worth(choice)
+    if cost < relaxation.big:
+        cuts.add(cost, relaxation.held(choice) - float(relaxation.limit))

@@ -6,26 +6,87 @@ import numpy as np
 
 from ilp.clock import Clock
 from ilp.forest import ball, improve
+from ilp.incumbent import Incumbent
 from ilp.memory import charge
 from ilp.oracle import Oracle
-from ilp.prices import Incumbent
 from ilp.relaxation import Relaxation
 
-__all__ = ["descend", "repair", "spread"]
+__all__ = ["descend", "first", "oscillate", "read_around", "repair", "spread"]
 
 REPAIR_ROUNDS = 80
 
+FIRST_PASSES = 6
+"""Forests tried for an early answer."""
+
 SCALES = (1.02, 0.98, 1.1, 0.9, 1.35, 2.0)
 """Multiples of the best prices: their optima are optimal for limits around the one asked for."""
+
+DEARER = (1.0, 1.03, 1.08, 1.15, 1.25, 1.4)
+"""Multiples of the best prices at which messages are read."""
+
+DEARER_SWEEPS = 10
+"""Sweeps at each of them."""
+
+EXCURSION = (0.8, 1.0)
+"""Shares of the best prices at which a choice leaves the limit."""
+
+EXCURSION_MOVES = 5
+"""Forests re-chosen on the way out, at most."""
 
 TILT = 0.3
 """Share by which the prices of single rows are bent to find choices that mix."""
 
 
+def first(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
+    """An early answer: memory so dear at every moment that little else counts, then forests."""
+    prices = np.full(len(relaxation.prices), relaxation.big / max(relaxation.limit, 1))
+    priced = charge(relaxation.flat.at, relaxation.rows, prices, relaxation.cost)
+    choice = np.zeros(len(relaxation.problem.costs), dtype=np.int64)
+    for _ in range(FIRST_PASSES):
+        clock.spend(improve(relaxation.flat, priced, choice, rng.permutation(len(choice))))
+        if incumbent.offer(relaxation, choice, clock):
+            return True
+    return False
+
+
 def repair(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
     """From the choice that the messages tell, raise the prices of what is broken until it fits."""
     choice = relaxation.polished(relaxation.rounded(True), 2, rng, clock)
-    prices = relaxation.prices.copy()
+    return _fit(relaxation, incumbent, choice, clock, rng)
+
+
+def read_around(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
+    """Read choices off the messages at prices somewhat above the best, and make them fit."""
+    prices = relaxation.best_prices
+    for factor in DEARER:
+        if clock.over():
+            break
+        relaxation.set_prices(prices * factor)
+        relaxation.ascend(DEARER_SWEEPS, clock)
+        for forward in (True, False):
+            choice = relaxation.polished(relaxation.rounded(forward), 4, rng, clock)
+            _fit(relaxation, incumbent, choice, clock, rng)
+    relaxation.set_prices(relaxation.best_prices)
+
+
+def oscillate(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
+    """Leave the best choice for a cheaper one that does not fit, and come back from there another way."""
+    assert incumbent.choice is not None
+    choice = incumbent.choice.copy()
+    nodes = len(choice)
+    factor = float(rng.uniform(*EXCURSION))
+    priced = charge(relaxation.flat.at, relaxation.rows, relaxation.best_prices * factor, relaxation.cost)
+    for _ in range(int(rng.integers(1, EXCURSION_MOVES))):
+        near = ball(relaxation.flat, int(rng.integers(nodes)), int(rng.integers(nodes // 8, nodes + 1)))
+        clock.spend(improve(relaxation.flat, priced, choice, rng.permutation(near)) + 4 * nodes)
+    return _fit(relaxation, incumbent, choice, clock, rng)
+
+
+def _fit(
+    relaxation: Relaxation, incumbent: Incumbent, choice: np.ndarray, clock: Clock, rng: np.random.Generator
+) -> bool:
+    """Raise the prices of what is broken until ``choice``, changed forest by forest, fits; offer it."""
+    prices = relaxation.best_prices.copy()
     step = max(float(prices.max(initial=0.0)), abs(relaxation.bound) / max(relaxation.limit, 1)) / 16
     for _ in range(REPAIR_ROUNDS):
         held = relaxation.held(choice)

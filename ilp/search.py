@@ -9,12 +9,13 @@ import numpy as np
 
 from ilp.clock import Clock
 from ilp.engines import Stop
+from ilp.incumbent import Incumbent
 from ilp.kernel import below, pairs_left, restrict, seen_in
 from ilp.mip import Answer, entries, exact
+from ilp.oracle import Oracle
 from ilp.presolve import Reduced
-from ilp.oracle import Oracle, collapses
-from ilp.prices import Incumbent, find_prices, find_prices_exactly
-from ilp.primal import descend, repair, spread
+from ilp.prices import find_prices, find_prices_exactly
+from ilp.primal import descend, first, oscillate, read_around, repair, spread
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation, relax
 from ilp.ties import alike, tied
@@ -41,6 +42,9 @@ TIED_GAP = 3e-3
 
 MIXES = 15
 """Optima at other prices that are looked at before the messages are."""
+
+EXCURSIONS = 4
+"""Excursions beyond the limit between two kernels."""
 
 FUSED_EACH = 3
 """Optima after which the choices seen are fused again."""
@@ -69,18 +73,20 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Fou
     relaxation = relax(problem)
     if start is not None:
         incumbent.offer(relaxation, np.array(start, dtype=np.int64), clock)
-    oracle = None
+    if len(relaxation.prices) and incumbent.choice is None:
+        first(relaxation, incumbent, clock, rng)
+        clock.tell("first")
     known = _layers(problem, clock) if start is None else []
     for choice in known:
         incumbent.offer(relaxation, choice, clock)
-    if len(relaxation.prices) and (known or collapses(relaxation)):
-        oracle = Oracle(relaxation, _whole, min(clock.gap / 10, 1e-3))
-        find_prices_exactly(relaxation, incumbent, clock, oracle, known)
-        _mix(relaxation, incumbent, clock, rng, oracle)
-    _bound(relaxation, incumbent, clock, rng, messages=oracle is None)
+    if len(relaxation.prices):
+        _prices(relaxation, incumbent, clock, rng, known)
+    _bound(relaxation, incumbent, clock, rng)
     price = float(relaxation.best_prices.sum())
     if relaxation.bound > relaxation.big:
         return Found(None, math.inf, price)
+    if len(relaxation.prices) and not clock.over(0.6):
+        read_around(relaxation, incumbent, clock, rng)
     if incumbent.choice is None:
         repair(relaxation, incumbent, clock, rng)
     bound = _close(relaxation, incumbent, clock, rng)
@@ -102,21 +108,32 @@ def _layers(problem: Problem, clock: Clock) -> list[np.ndarray]:
     if classes.max() > TIED * len(classes):
         return []
     small = tied(problem, classes)
-    inner = clock.inner(max(clock.gap, TIED_GAP))
+    inner = clock.inner(max(clock.gap, TIED_GAP), 0.5)
     incumbent = Incumbent()
     relaxation = relax(small)
     rng = np.random.default_rng(0)
     if len(relaxation.prices):
         oracle = Oracle(relaxation, _whole, TIED_GAP)
-        find_prices_exactly(relaxation, incumbent, inner, oracle)
+        find_prices_exactly(relaxation, incumbent, inner, rng, oracle)
     else:
-        _bound(relaxation, incumbent, inner, rng, messages=False)
+        _bound(relaxation, incumbent, inner, rng)
     return [choice[classes] for choice in incumbent.seen.values()]
 
 
-def _mix(
-    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, oracle: Oracle
+def _prices(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, known: list[np.ndarray]
 ) -> None:
+    """Find prices for memory: from priced problems solved whole, where that is quick, or else from messages."""
+    oracle = Oracle(relaxation, _whole, min(max(clock.gap / 10, 1e-5), 1e-3))
+    if known or oracle.collapses():
+        find_prices_exactly(relaxation, incumbent, clock, rng, oracle, known)
+        if relaxation.best_prices.any():
+            _mix(relaxation, incumbent, clock, rng, oracle)
+            return
+    find_prices(relaxation, incumbent, clock, rng, list(incumbent.seen.values()))
+
+
+def _mix(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, oracle: Oracle) -> None:
     """Offer optima at prices around the best, and what fusion makes of them."""
     for attempt in range(MIXES):
         if attempt % FUSED_EACH == 0:
@@ -142,12 +159,8 @@ def _stop(clock: Clock, share: float = 1.0, nodes: int = NODES) -> Stop:
     return Stop(clock.left * share, min(clock.gap, 1e-6) / 2, None)
 
 
-def _bound(
-    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, *, messages: bool
-) -> None:
-    """Raise the bound as far as it goes, offering choices on the way; ``messages`` find the prices, if asked."""
-    if len(relaxation.prices) and messages:
-        find_prices(relaxation, incumbent, clock, rng)
+def _bound(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
+    """Raise the bound at the best prices as far as messages take it, offering choices on the way."""
     last = -math.inf
     for _ in range(40):
         now = relaxation.ascend(SWEEPS, clock)
@@ -173,6 +186,8 @@ def _close(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.r
         if clock.over() or bound >= incumbent.cost:
             break
         if incumbent.choice is not None:
+            for _ in range(EXCURSIONS if len(relaxation.prices) else 0):
+                oscillate(relaxation, incumbent, clock, rng)
             descend(relaxation, incumbent, clock, rng, 300, 1.0)
         if clock.over():
             break
