@@ -36,11 +36,12 @@ def read_problem(path: str | Path) -> Problem:
         raise ProblemError(f'{path}: not an IOPDDL problem: the top level must be {{"problem": {{...}}}}.')
     try:
         problem = _problem(path, body)
+        problem.verify()
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ProblemError):
-            raise
+            said = str(error)
+            raise error if said.startswith(str(path)) else ProblemError(f"{path}: {said}") from error
         raise ProblemError(f"{path}: not a well-formed IOPDDL problem: {_said(error)}.") from error
-    problem.verify()
     return problem
 
 
@@ -112,7 +113,7 @@ class _Prices:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seen: dict[tuple[bytes, tuple[int, ...]], np.ndarray] = {}
+        self.seen: dict[tuple[bytes, tuple[int, ...], str], np.ndarray] = {}
 
     def vector(self, values: Any, where: str) -> np.ndarray:
         return self._shared(self._numbers(values, where).astype(np.float64), forbid=True)
@@ -143,7 +144,7 @@ class _Prices:
     def _shared(self, array: np.ndarray, forbid: bool) -> np.ndarray:
         if forbid:
             array[array >= FORBIDDEN] = np.inf
-        return self.seen.setdefault((array.tobytes(), array.shape), array)
+        return self.seen.setdefault((array.tobytes(), array.shape, array.dtype.str), array)
 
 
 def write_problem(problem: Problem, path: str | Path) -> None:
