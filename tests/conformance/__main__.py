@@ -12,7 +12,7 @@ import jax
 
 from tests.conformance import report
 from tests.conformance.catalog import groups, harnesses, spread
-from tests.conformance.run import MESHES, run
+from tests.conformance.run import MESHES, Outcome, Seen, run
 
 CLEAR_EVERY = 50
 """Harnesses after which JAX forgets what it compiled, none of which comes again."""
@@ -25,11 +25,12 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     done = report.read(args.results)
     chosen = _chosen(args)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    seen: Seen = {}
     for n, harness in enumerate(chosen):
         known = done.get(harness.fullname)
         if known is None or (args.retry and known.status == "failed"):
-            known = run(harness, args.mesh or MESHES, args.seed)
+            known = run(harness, args.mesh or MESHES, args.seed, seen)
             report.append(args.results, known)
             if n % CLEAR_EVERY == 0:
                 jax.clear_caches()

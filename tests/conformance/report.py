@@ -64,9 +64,10 @@ def _failures(outcomes: Sequence[Outcome]) -> Iterable[str]:
 
 def _total(outcomes: Sequence[Outcome]) -> str:
     count = Counter(o.status for o in outcomes)
+    same = sum(o.status == "passed" and bool(o.reason) for o in outcomes)
     tried, seconds = sum(o.strategies for o in outcomes), sum(o.seconds for o in outcomes)
     return (
-        f"{len(outcomes)} harnesses: {count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped by "
-        f"JAX; {_share(outcomes)} with a sharded strategy, {_planned(outcomes)} planned sharded; "
-        f"{tried} strategies in {seconds:.0f} s of processor time"
+        f"{len(outcomes)} harnesses: {count['passed']} passed ({same} as the same as another), {count['failed']} failed, "
+        f"{count['skipped']} skipped by JAX; {_share(outcomes)} with a sharded strategy, {_planned(outcomes)} planned "
+        f"sharded; {tried} strategies in {seconds:.0f} s of processor time"
     )

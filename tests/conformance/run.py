@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -37,7 +37,8 @@ class Outcome:
     Attributes:
         name: of the harness. group: of the harness.
         status: "passed", "failed" or "skipped".
-        reason: why it failed, or why JAX itself does not run it.
+        reason: why it failed, why JAX itself does not run it, or which other harness is the same program on the same
+            arguments (many differ only in flags of other compilers) and was run in its place.
         strategies: distinct strategies tried, over all ops and meshes.
         sharded: of these, how many split a factor of an op of the group's own kind.
         planned: whether the 0-1 program's plan splits any factor.
@@ -54,11 +55,37 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(harness: Any, meshes: Sequence[Mapping[str, int]] = MESHES, seed: int = 0) -> Outcome:
-    """Run one harness; never raises for what the harness does."""
+Seen = dict[Any, Outcome]
+"""Outcomes by program and arguments."""
+
+
+def run(harness: Any, meshes: Sequence[Mapping[str, int]] = MESHES, seed: int = 0, seen: Seen | None = None) -> Outcome:
+    """Run one harness, unless `seen` holds the very same; never raises for what the harness does."""
     began = time.process_time()
-    told = _run(harness, meshes, seed)
-    return Outcome(harness.fullname, harness.group_name, seconds=round(time.process_time() - began, 3), **told)
+    key = None if seen is None else _identity(harness, seed)
+    if seen is not None and key in seen and seen[key].status == "passed":
+        told = asdict(seen[key]) | {"reason": f"the same as {seen[key].name}"}
+    else:
+        told = _run(harness, meshes, seed)
+    told |= {"name": harness.fullname, "group": harness.group_name}
+    outcome = Outcome(**told | {"seconds": round(time.process_time() - began, 3)})
+    if seen is not None and key is not None:
+        seen.setdefault(key, outcome)
+    return outcome
+
+
+def _identity(harness: Any, seed: int) -> Any:
+    """What the harness computes, and of what; None where it cannot be traced."""
+    if unsupported(harness) is not None:
+        return None
+    args = arguments(harness, seed)
+    leaves, tree = jax.tree.flatten(args)
+    try:
+        graph = capture(lambda *a: jax.tree.leaves(harness.dyn_fun(*jax.tree.unflatten(tree, a))), leaves)
+    except Exception:  # whatever JAX refuses
+        return None
+    inputs = tuple(np.asarray(wire(jnp.asarray(x))).tobytes() for x in (*leaves, *graph.constants))
+    return harness.group_name, graph.fingerprint, inputs
 
 
 def _run(harness: Any, meshes: Sequence[Mapping[str, int]], seed: int) -> dict[str, Any]:
