@@ -15,8 +15,8 @@ from numba import njit
 
 from stage_dp.flat import Entries, Links
 
-NEVER = np.iinfo(np.int32).max
-"""Stages wanted by layers that the devices left cannot run."""
+NEVER = 1 << 30
+"""Stages wanted by layers that the devices left cannot run. One more is no overflow."""
 
 ANY = -1
 """No particular number of stages to follow."""
@@ -38,11 +38,17 @@ def remaining(n_devices: int, entries: Entries, in_flight: np.ndarray, may_idle:
     for a in range(n_layers - 1, -1, -1):
         for e in range(entries.at[a], entries.at[a + 1]):
             b, size, cap, fill = entries.end[e], entries.size[e], entries.cap[e], entries.fill[e]
-            for d in range(size, n_devices + 1):
-                follow = stages[b, d - size]
-                if follow != NEVER and cap >= in_flight[follow]:
-                    stages[a, d] = min(stages[a, d], follow + 1)
-                    seconds[a, d] = min(seconds[a, d], fill + seconds[b, d - size])
+            behind, then = stages[b, : n_devices + 1 - size], seconds[b, : n_devices + 1 - size]
+            mine, least = stages[a, size:], seconds[a, size:]
+            if cap >= in_flight[-1]:  # without a test on each the loop runs many at once
+                for d in range(len(mine)):
+                    mine[d] = min(mine[d], behind[d] + 1)
+                    least[d] = min(least[d], then[d] + fill)
+                continue
+            for d in range(len(mine)):
+                if behind[d] < NEVER and cap >= in_flight[behind[d]]:
+                    mine[d] = min(mine[d], behind[d] + 1)
+                    least[d] = min(least[d], then[d] + fill)
     return stages, seconds
 
 
@@ -119,7 +125,7 @@ def _fits(b: int, used: int, follow: int, cap: int, in_flight: np.ndarray, stage
     """Whether the layers from b on can still be run, and memory holds what the stages that follow make it hold."""
     fewest = stages[b, stages.shape[1] - 1 - used]
     if follow == ANY:
-        return fewest != NEVER and bool(cap >= in_flight[fewest])
+        return fewest < NEVER and bool(cap >= in_flight[fewest])
     if follow < fewest or follow > n_layers - b or (follow == 0) != (b == n_layers):
         return False
     return bool(cap >= in_flight[follow])

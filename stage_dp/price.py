@@ -154,6 +154,12 @@ class Layers:
 
         For a split made by hand: `split_layers` then prices it, choosing among the ways to run each stage.
         """
+        unknown = [str(shape) for _, _, shape in stages if shape not in self.submeshes]
+        if unknown:
+            raise StageError(
+                f"Submeshes {', '.join(unknown)} have no prices; those that have: "
+                f"{', '.join(map(str, self.submeshes))}."
+            )
         keys = [(first, end, self.submeshes.index(shape)) for first, end, shape in stages]
         return replace(self, fronts={key: self.fronts[key] for key in keys if key in self.fronts})
 

@@ -126,3 +126,8 @@ def test_transfers_of_the_wrong_shape():
     wrong = Layers(4, 1, 4, good.submeshes, good.fronts, 8, Transfers(np.zeros((4, 3, 3)), np.zeros((5, 3, 3))))
     with pytest.raises(StageError, match=r"Transfers \(forward\) are \(4, 3, 3\)"):
         split_layers(wrong)
+
+
+def test_a_stage_by_hand_on_a_submesh_without_prices():
+    with pytest.raises(StageError, match="Submeshes 2x4 have no prices; those that have: 1x1, 1x2, 1x4"):
+        small().only([(0, 4, Submesh(2, 4))])

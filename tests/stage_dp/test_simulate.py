@@ -163,6 +163,19 @@ def test_prices_for_another_number_of_stages():
         simulate(one_f_one_b(2, 3), [Price(1.0)] * 3)
 
 
+@pytest.mark.parametrize("x", [0.1, 0.5, 1.4])
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_transfers_hide_in_eager_1f1b_and_show_in_1f1b(n, x):
+    """A transfer each way takes x seconds, a microbatch 3 per stage; periods by the cycles of `objective`."""
+
+    def seconds(name, m):
+        return simulate(SCHEDULES[name](n, m), [Price(1.0, 2.0)] * n, [(x, x)] * (n - 1)).seconds
+
+    assert seconds("1f1b-eager", 4 * n) == pytest.approx(3 * (4 * n - 1) + 3 * n + 2 * (n - 1) * x)
+    period = (seconds("1f1b", 8 * n) - seconds("1f1b", 4 * n)) / (4 * n)
+    assert period == pytest.approx(3 + 2 * x * (n - 1) / n)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_objective_bounds_what_is_replayed(seed):
     """1F1B from above, GPipe from below (`objective`)."""
