@@ -67,7 +67,7 @@ def _total(outcomes: Sequence[Outcome]) -> str:
     same = sum(o.status == "passed" and bool(o.reason) for o in outcomes)
     tried, seconds = sum(o.strategies for o in outcomes), sum(o.seconds for o in outcomes)
     return (
-        f"{len(outcomes)} harnesses: {count['passed']} passed ({same} as the same as another), {count['failed']} failed, "
+        f"{len(outcomes)} harnesses: {count['passed']} passed ({same} the same as another), {count['failed']} failed, "
         f"{count['skipped']} skipped by JAX; {_share(outcomes)} with a sharded strategy, {_planned(outcomes)} planned "
         f"sharded; {tried} strategies in {seconds:.0f} s of processor time"
     )
