@@ -9,6 +9,7 @@ from ilp.problem import Edge as Edge
 from ilp.problem import Memory as Memory
 from ilp.problem import Problem as Problem
 from ilp.problem import ProblemError as ProblemError
+from ilp.resolve import Resolver as Resolver
 from ilp.solution import Infeasibility as Infeasibility
 from ilp.solution import Progress as Progress
 from ilp.solution import Solution as Solution

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ilp.problem import Problem
@@ -22,8 +24,11 @@ def smallest_profile(problem: Problem) -> np.ndarray:
     return np.cumsum(steps)[:-1]
 
 
-def explain(problem: Problem) -> Infeasibility:
-    """Name the moment that cannot fit and who is alive there, or the prices that forbid everything."""
+def explain(problem: Problem, least: Callable[[], int | None] | None = None) -> Infeasibility:
+    """Name the moment that cannot fit and who is alive there, or the prices that forbid everything.
+
+    ``least`` finds a small limit that is feasible; without it the peak of the smallest strategies is tried.
+    """
     if problem.limit is None or not len(problem.times):
         return Infeasibility(_forbidden(problem))
     profile = smallest_profile(problem)
@@ -34,7 +39,8 @@ def explain(problem: Problem) -> Infeasibility:
         if row.lo <= moment < row.hi:
             alive[row.node] = alive.get(row.node, 0) + _smallest(problem, row.node, row.usage)
     ranked = tuple(sorted(alive.items(), key=lambda item: (-item[1], item[0])))
-    limit = _smallest_limit(problem)
+    limits = [_smallest_limit(problem), least() if least is not None else None]
+    limit = min((each for each in limits if each is not None), default=None)
     if peak > problem.limit:
         reason = (
             f"Infeasible: at time {moment} the {len(ranked)} nodes alive hold at least {peak} bytes, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,10 +61,16 @@ class Found:
     choice: tuple[int, ...] | None
     bound: float
     price: float = 0.0
+    seen: tuple[np.ndarray, ...] = ()
+    """Other choices met, whether they fit or not: they tell the prices of memory the next time."""
 
 
-def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Found:
-    """Solve a presolved problem as well as ``clock`` allows. A bound of inf says that nothing is feasible."""
+def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None, known: Sequence[np.ndarray] = ()) -> Found:
+    """Solve a presolved problem as well as ``clock`` allows. A bound of inf says that nothing is feasible.
+
+    ``start`` is a feasible choice, ``known`` are choices good at some prices or other, of this problem or of the same
+    under another limit.
+    """
     if entries(problem) + sum(map(len, problem.costs)) <= TINY:
         answer = exact(problem, _stop(clock), start=start)
         clock.spend(200 * entries(problem) + 1000)
@@ -76,7 +83,7 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Fou
     if len(relaxation.prices) and incumbent.choice is None:
         first(relaxation, incumbent, clock, rng)
         clock.tell("first")
-    known = _layers(problem, clock) if start is None else []
+    known = known or (_layers(problem, clock) if start is None else [])
     for choice in known:
         incumbent.offer(relaxation, choice, clock)
     if len(relaxation.prices):
@@ -91,7 +98,7 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None) -> Fou
         repair(relaxation, incumbent, clock, rng)
     bound = _close(relaxation, incumbent, clock, rng)
     choice = None if incumbent.choice is None else tuple(incumbent.choice.tolist())
-    return Found(choice, bound, price)
+    return Found(choice, bound, price, tuple(incumbent.seen.values()))
 
 
 def _whole(problem: Problem, clock: Clock) -> tuple[tuple[int, ...] | None, float]:
@@ -121,7 +128,7 @@ def _layers(problem: Problem, clock: Clock) -> list[np.ndarray]:
 
 
 def _prices(
-    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, known: list[np.ndarray]
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, known: Sequence[np.ndarray]
 ) -> None:
     """Find prices for memory: from priced problems solved whole, where that is quick, or else from messages."""
     oracle = Oracle(relaxation, _whole, min(max(clock.gap / 10, 1e-5), 1e-3))

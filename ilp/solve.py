@@ -9,12 +9,16 @@ import numpy as np
 
 from ilp.clock import Clock
 from ilp.infeasible import explain
+from ilp.least import least_peak, without_prices
 from ilp.presolve import Reduced, presolve
 from ilp.problem import Problem, ProblemError
 from ilp.search import Found, search
 from ilp.solution import Progress, Solution, relative_gap
 
-__all__ = ["solve"]
+__all__ = ["solve", "solve_reduced", "with_fixed"]
+
+LEAST_WORK = 1_000_000_000
+"""Table entries looked at for the least feasible limit of an infeasible problem: about a second."""
 
 
 def solve(
@@ -38,17 +42,28 @@ def solve(
     asked = with_fixed(problem, fixed or {})
     clock = Clock(seconds, work, gap, progress)
     reduced = presolve(asked)
-    if reduced.small is None:
-        return _infeasible(asked, clock)
     clock.spend(sum(map(len, problem.costs)))
+    return solve_reduced(asked, reduced, clock, start)[0]
+
+
+def solve_reduced(
+    asked: Problem,
+    reduced: Reduced,
+    clock: Clock,
+    start: Sequence[int] | None,
+    known: Sequence[np.ndarray] = (),
+) -> tuple[Solution, tuple[np.ndarray, ...]]:
+    """Solve what presolve left; return the answer, and the choices of the small problem met on the way."""
+    if reduced.small is None:
+        return _infeasible(asked, clock), ()
     begin = None
     if start is not None and asked.feasible(start):
         begin = tuple(int(k) for k in start)
         clock.objective = asked.evaluate(begin)
-    found = search(reduced.small, clock, None)
+    found = search(reduced.small, clock, None, known)
     if found.choice is None and begin is None and found.bound == math.inf:
-        return _infeasible(asked, clock)
-    return _solution(asked, reduced, found, begin, clock)
+        return _infeasible(asked, clock), found.seen
+    return _solution(asked, reduced, found, begin, clock), found.seen
 
 
 def with_fixed(problem: Problem, fixed: Mapping[int, int]) -> Problem:
@@ -66,8 +81,18 @@ def with_fixed(problem: Problem, fixed: Mapping[int, int]) -> Problem:
 
 
 def _infeasible(problem: Problem, clock: Clock) -> Solution:
-    reason = explain(problem)
+    reason = explain(problem, least=lambda: _least(problem))
     return Solution((), math.inf, math.inf, "infeasible", clock.spent, clock.done, infeasibility=reason)
+
+
+def _least(problem: Problem) -> int | None:
+    """The least limit found to be feasible; None where the limit is not what forbids everything."""
+    clock = Clock(None, LEAST_WORK, 0.0)
+    reduced = presolve(without_prices(problem))
+    if reduced.small is None:
+        return None
+    found = search(reduced.small, clock, None)
+    return None if found.choice is None else least_peak(problem, reduced.undo(found.choice), clock)
 
 
 def _solution(

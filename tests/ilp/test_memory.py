@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from layered import ONE, TWO, gpt
+from random_problems import random_problem
 
 import ilp
 from ilp.ties import alike, tied
@@ -94,3 +95,49 @@ def test_a_start_is_never_made_worse_and_pins_are_kept():
     pinned = ilp.solve(problem, fixed={node: other}, work=200_000_000)
     assert pinned.choice[node] == other
     assert pinned.objective >= free.bound
+
+
+def test_asking_again_agrees_with_asking_anew():
+    problem, free = limited(1, ONE, 1.0)
+    resolver = ilp.Resolver(problem)
+    limits = [int(share * free.peak) for share in (0.95, 0.97, 0.96, 0.99)]
+    found = [resolver.solve(limit=limit, gap=5e-3) for limit in limits]
+    for limit, got in zip(limits, found, strict=True):
+        anew = ilp.solve(replace(problem, limit=limit), gap=5e-3)
+        assert replace(problem, limit=limit).feasible(got.choice)
+        assert got.gap <= 5e-3
+        assert got.bound <= anew.objective * (1 + 1e-9)
+        assert anew.bound <= got.objective * (1 + 1e-9)
+    by_limit = sorted(zip(limits, found, strict=True), key=lambda pair: pair[0])
+    assert found[1].objective <= found[0].objective
+    assert found[3].objective <= min(got.objective for _, got in by_limit[:-1])
+
+
+def test_asking_again_with_pins_is_exact_on_small_problems():
+    rng = np.random.default_rng(23)
+    for _ in range(40):
+        problem = random_problem(rng, nodes=5)
+        resolver = ilp.Resolver(problem)
+        for _ in range(4):
+            limit = int(rng.integers(0, 50)) if rng.random() < 0.8 else None
+            node = int(rng.integers(len(problem.costs)))
+            pins = {node: int(rng.integers(len(problem.costs[node])))} if rng.random() < 0.4 else {}
+            got = resolver.solve(limit=limit, fixed=pins, gap=0.0)
+            anew = ilp.solve(replace(problem, limit=limit), fixed=pins, gap=0.0)
+            assert got.status == anew.status
+            assert got.objective == pytest.approx(anew.objective, abs=1e-12)
+
+
+def test_the_limit_that_would_do_does():
+    rng = np.random.default_rng(29)
+    found = 0
+    for _ in range(200):
+        problem = random_problem(rng, nodes=5)
+        got = ilp.solve(problem)
+        if got.status != "infeasible" or got.infeasibility.smallest_limit is None:
+            continue
+        found += 1
+        assert got.infeasibility.smallest_limit > problem.limit
+        again = ilp.solve(replace(problem, limit=got.infeasibility.smallest_limit))
+        assert again.choice
+    assert found >= 8
