@@ -1,6 +1,6 @@
 """The compiler's own 0-1 programs, written in the public format: GPT train steps on one, two and three mesh axes.
 
-    python benchmarks/ilp_problems.py [OUT] [--layers 1 4 24] [--meshes 8 2x4] [--batches 8] [--limits free 0.95] [--solve]
+    python benchmarks/ilp_problems.py [OUT] [--solve] [--layers 1 24] [--meshes 8 2x4] [--batches 8] [--limits 0.95]
 
 Costs are whole picoseconds in the files, memory is bytes. A limit of 0.95 is 95% of the peak of the optimum without
 one; finding that optimum is part of the command. With --solve they are solved here, to a gap of 0.1% without a limit

@@ -86,8 +86,7 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None, known:
     known = known or (_layers(problem, clock) if start is None else [])
     for choice in known:
         incumbent.offer(relaxation, choice, clock)
-    if len(relaxation.prices):
-        _prices(relaxation, incumbent, clock, rng, known)
+    oracle = _prices(relaxation, incumbent, clock, rng, known) if len(relaxation.prices) else None
     _bound(relaxation, incumbent, clock, rng)
     price = float(relaxation.best_prices.sum())
     if relaxation.bound > relaxation.big:
@@ -96,7 +95,7 @@ def search(problem: Problem, clock: Clock, start: tuple[int, ...] | None, known:
         read_around(relaxation, incumbent, clock, rng)
     if incumbent.choice is None:
         repair(relaxation, incumbent, clock, rng)
-    bound = _close(relaxation, incumbent, clock, rng)
+    bound = _close(relaxation, incumbent, clock, rng, oracle)
     choice = None if incumbent.choice is None else tuple(incumbent.choice.tolist())
     return Found(choice, bound, price, tuple(incumbent.seen.values()))
 
@@ -129,15 +128,19 @@ def _layers(problem: Problem, clock: Clock) -> list[np.ndarray]:
 
 def _prices(
     relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, known: Sequence[np.ndarray]
-) -> None:
-    """Find prices for memory: from priced problems solved whole, where that is quick, or else from messages."""
+) -> Oracle | None:
+    """Find prices for memory: from priced problems solved whole, where that is quick, or else from messages.
+
+    The oracle comes back where it was of use.
+    """
     oracle = Oracle(relaxation, _whole, min(max(clock.gap / 10, 1e-5), 1e-3))
     if known or oracle.collapses():
         find_prices_exactly(relaxation, incumbent, clock, rng, oracle, known)
         if relaxation.best_prices.any():
             _mix(relaxation, incumbent, clock, rng, oracle)
-            return
+            return oracle
     find_prices(relaxation, incumbent, clock, rng, list(incumbent.seen.values()))
+    return None
 
 
 def _mix(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, oracle: Oracle) -> None:
@@ -182,7 +185,9 @@ def _bound(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.r
         last = now
 
 
-def _close(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> float:
+def _close(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, oracle: Oracle | None
+) -> float:
     """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
     bound = relaxation.bound
     share = 0.1
@@ -199,6 +204,8 @@ def _close(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.r
         if clock.over():
             break
         if attempt % 4 == 0:
+            if oracle is not None and attempt:
+                spread(relaxation, incumbent, clock, rng, oracle, MIXES + attempt)
             _fuse(relaxation, incumbent, clock)
             clock.tell("fusion")
             if clock.over():
