@@ -257,6 +257,7 @@ def numeric(value: Value) -> bool:
 
 
 def adds_up(op: Op, i: int) -> bool:
-    """Whether partial sums of operand `i` make those of the result: integers wrap at their width."""
+    """Whether partial sums of operand `i` make those of the result: integers wrap at their own width."""
     a, out = op.inputs[i], op.outputs[0]
-    return a.dtype == out.dtype or out.dtype.startswith(("f", "bf", "c"))
+    inexact = ("f", "bf", "c")
+    return a.dtype == out.dtype or (a.dtype.startswith(inexact) and out.dtype.startswith(inexact))

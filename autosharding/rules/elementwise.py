@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autosharding.graph import Atom, Literal, Op
-from autosharding.rules.base import Rule, factors_of, rule, sizes_of
+from autosharding.rules.base import Rule, adds_up, factors_of, rule, sizes_of
 from autosharding.rules.notation import Dim, Dims
 
 
@@ -75,7 +75,7 @@ def _linear(op: Op) -> tuple[frozenset[int], ...]:
     if op.name in ("add", "add_any", "sub", "complex"):
         return (frozenset({0, 1}),)
     if op.name == "mul":
-        return (frozenset({0}), frozenset({1}))
+        return tuple(frozenset({i}) for i in (0, 1) if adds_up(op, i))
     if op.name == "div" and op.outputs[0].dtype_name.startswith(("float", "bfloat", "complex")):
         return (frozenset({0}),)
     if op.name == "select_n":

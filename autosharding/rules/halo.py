@@ -188,9 +188,11 @@ def cut_parts(shard: Shard) -> dict[str, int]:
 
 
 def lowest(dtype: Any) -> Any:
-    """The least number of a dtype: what a maximum begins with."""
+    """The least number of a dtype: what a maximum begins with; complex numbers go by their real part first."""
     if dtype == jnp.bool_:
         return False
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return complex(-np.inf, -np.inf)
     return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
 
 
@@ -198,6 +200,8 @@ def highest(dtype: Any) -> Any:
     """The greatest number of a dtype: what a minimum begins with."""
     if dtype == jnp.bool_:
         return True
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return complex(np.inf, np.inf)
     return jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max
 
 

@@ -46,7 +46,12 @@ def reduce(op: Op) -> Rule:
 
 
 def _monoid(op: Op) -> str | None:
-    """How shards' results join; bitwise `and`/`or` of integers do not, the max of booleans is their `or`."""
+    """How shards' results join; the max of booleans is their `or`.
+
+    Bitwise `and`/`or` of integers do not: there is no such collective, nor one for the max of complex numbers.
+    """
+    if op.name in ("reduce_max", "reduce_min") and op.outputs[0].dtype.startswith("c"):
+        return None
     if op.outputs[0].dtype == "bool":
         return _OF_BOOLEANS.get(op.name)
     return None if op.name in ("reduce_and", "reduce_or") else _MONOIDS.get(op.name)

@@ -29,7 +29,7 @@ def test_every_group_is_in_the_spread() -> None:
 
 def test_a_wrong_rule_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = next(h for h in harnesses() if h.group_name == "cumsum")
-    monkeypatch.setitem(REGISTRY, "cumsum", lambda op, right=REGISTRY["cumsum"]: replace(right(op), whole=frozenset()))
+    monkeypatch.setitem(REGISTRY, "cumsum", lambda op, right=REGISTRY["cumsum"]: replace(right(op), run=None))
     outcome = run(harness, MESHES[:1])
     assert outcome.status == "failed"
     assert "cumsum" in outcome.reason

@@ -107,3 +107,13 @@ def test_an_index_out_of_bounds_of_an_array_that_is_cut_first(f: Callable[..., A
     plan = plan_graph(graph, topology=topology(mesh), specs=whole)
     inputs = [jnp.asarray(a) for a in (*args, *graph.constants)]
     np.testing.assert_array_equal(execute(graph, plan, inputs)[0], jax.jit(f)(*args)[0])
+
+
+def test_complex_numbers_have_no_largest_by_a_collective() -> None:
+    counts = check(lambda x: (x.max(1), x.min(0)), REALS + 1j * TIES, only=["reduce_max", "reduce_min"])
+    assert min(counts.values()) >= 8
+
+
+def test_terms_of_an_integer_operand_do_not_pass_into_a_product_of_floats() -> None:
+    x = TIES.astype(np.uint8)
+    check(lambda x, y: lax.dot_general(x, y, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32), x, REALS.T)
