@@ -195,7 +195,8 @@ HARDWARE: Mapping[str, Hardware] = {
         source="orders of magnitude, so that plans for virtual devices look like plans: on jax 0.10.2 "
         "with 8 devices of one process on shared cores, an all-reduce of 1M floats took 6-7 ms, of 64K "
         "floats 0.4-0.8 ms and of 64 floats 0.1-0.5 ms (the threads meet first), which is 1.2e9 B/s of "
-        "shared-memory copies, about 1e-5 s per hop and 1e-4 s to start. Analytic all the same: the measured reduce-scatter, twice an all-reduce, "
+        "shared-memory copies, about 1e-5 s per hop and 1e-4 s to start. Analytic all the same: the measured "
+        "reduce-scatter, twice an all-reduce, "
         "is not copied. Compute: a few cores shared by eight. Memory: 32 GiB shared by eight. Several "
         "processes of one machine use the same wire.",
     ),
