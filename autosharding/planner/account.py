@@ -58,6 +58,7 @@ class Account:
         self.copies, self.outputs, self.donated = copies, outputs, donated
         self.last = len(graph.ops) + 1
         self.until: dict[tuple[int, int], int] = {}  # (value, copy) -> when it is read last
+        self.at: dict[int, int] = {}  # copy -> when it is made
         self.sent: dict[int, int] = {}  # value -> when a collective takes it last
         self.steps = steps
         self._note_reads()
@@ -88,14 +89,25 @@ class Account:
         for a, o in zip(self.graph.outputs, self.outputs, strict=True):
             if isinstance(a, Value):
                 self._read(a.id, o.read, self.last)
-        for c in reversed(self.copies):
-            made_at = self._made_at(c)
+        for k, c in reversed(list(enumerate(self.copies))):
+            made_at = self.at[k] = self._made_at(c)
             self._read(c.value, c.source, made_at + 1)
             if any(m.on_wire for m in c.moves):
                 self.sent[c.value] = max(self.sent.get(c.value, 0), made_at + 1)
 
     def _made_at(self, copy: Copy) -> int:
-        return min(copy.before, len(self.graph.ops))
+        """Before its first reader; one smaller than what it is made of, as soon as that is read by nobody else.
+
+        XLA's scheduler, which keeps memory low, does the same.
+        """
+        reader = min(copy.before, len(self.graph.ops))
+        op = self.graph.producer[copy.value]
+        v = self.graph.values[copy.value]
+        if copy.again or copy.source != AS_MADE or op is None:
+            return reader
+        if self._bytes(v, copy.spec) >= self._bytes(v, self.made[v.id]):
+            return reader
+        return min(reader, max(op.index + 1, self.until.get((v.id, AS_MADE), 0)))
 
     def _alive(self) -> Iterator[Alive]:
         for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
@@ -108,7 +120,7 @@ class Account:
         yield from self._workspaces()
         for k, c in enumerate(self.copies):
             if (c.value, k) not in taken and any(m.kind != "mask" for m in c.moves):
-                begin = self._made_at(c)
+                begin = self.at[k]
                 end = max(self.until.get((c.value, k), 0), begin + 1)
                 what = f"{c.name}:{c.type} as {c.spec}"
                 size = self._bytes(self.graph.values[c.value], c.spec)
