@@ -104,7 +104,7 @@ print(plan.diff(fsdp))
 
 # %%
 limit = plan.memory.peak * 3 // 4
-tight = asd.plan(train_step, *args, cluster="h100:1x8", memory=limit)
+tight = asd.plan(train_step, *args, cluster="h100:1x8", mesh={"x": 8}, memory=limit)
 print(f"{tight.memory.peak / 2**20:.0f} MiB of {limit / 2**20:.0f} MiB, {tight.seconds * 1e3:.2f} ms")
 print(plan.diff(tight))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,12 @@ TINY = 4_000
 
 EXACT = 60_000
 """Table entries up to which the exact program is tried on a kernel."""
+
+LIMITED_EXACT = 6_000
+"""The same where memory is limited and no seconds are there to end it."""
+
+LIMITED_NODES = 10
+"""The same for a part of a problem whose memory is limited: its root alone may take seconds."""
 
 NODES = 2_000
 """Branch-and-bound nodes of one exact program, where seconds are not limited."""
@@ -219,15 +225,21 @@ def _close(
     return min(bound, incumbent.cost)
 
 
+def _most(clock: Clock, limited: bool) -> int:
+    """Table entries up to which the exact program is tried."""
+    return LIMITED_EXACT if limited and clock.seconds is None else EXACT
+
+
 def _fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
     """Mix the choices seen: the best of all that take, in every node, what one of them takes there."""
     choices = incumbent.best_seen(relaxation)
-    for most in (len(choices), len(choices) // 2, 2):
-        allowed = seen_in(relaxation, choices[:most])
-        if pairs_left(relaxation, allowed) <= 2 * EXACT:
+    most = _most(clock, len(relaxation.prices) > 0)
+    for n in (len(choices), len(choices) // 2, 2):
+        allowed = seen_in(relaxation, choices[:n])
+        if pairs_left(relaxation, allowed) <= 2 * most:
             reduced = restrict(relaxation, allowed)
             clock.spend(2 * len(relaxation.cost))
-            if reduced.small is not None and entries(reduced.small) <= EXACT:
+            if reduced.small is not None and entries(reduced.small) <= most:
                 _offer(relaxation, incumbent, reduced, clock)
                 return
 
@@ -239,17 +251,18 @@ def _kernel(
     keep = incumbent.choice
     span = incumbent.cost - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
     shrinks = 0.25
+    most = _most(clock, len(relaxation.prices) > 0)
     for width in (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03, 0.01):
         complete = width == 1.0 and keep is not None
         allowed = below(relaxation, relaxation.bound + width * span + 1e-12 * abs(relaxation.bound), keep)
         pairs = pairs_left(relaxation, allowed)
-        if pairs * shrinks > EXACT * share:
+        if pairs * shrinks > most * share:
             continue
         reduced = restrict(relaxation, allowed)
         clock.spend(20 * len(relaxation.cost))
         if reduced.small is None:
             return complete, incumbent.cost if complete else bound
-        if entries(reduced.small) > EXACT * share and entries(reduced.small) > TINY:
+        if entries(reduced.small) > most * share and entries(reduced.small) > TINY:
             shrinks = max(shrinks, entries(reduced.small) / pairs)
             continue
         before = incumbent.cost
@@ -267,7 +280,9 @@ def _offer(relaxation: Relaxation, incumbent: Incumbent, reduced: Reduced, clock
     """Solve what is left by the exact program, and offer its choice."""
     assert reduced.small is not None
     clock.spend(1000 * entries(reduced.small))
-    answer = exact(reduced.small, _stop(clock, 0.3, 200), around=relaxation.bound)
+    limited = reduced.small.limit is not None
+    stop = replace(_stop(clock, 0.3, LIMITED_NODES if limited else 200), gap=max(clock.gap, 1e-6) / 2)
+    answer = exact(reduced.small, stop, around=relaxation.bound)
     if answer.choice is not None:
         incumbent.offer(relaxation, np.array(reduced.undo(answer.choice), dtype=np.int64), clock)
     return answer

@@ -30,10 +30,16 @@ GAP = 1e-3
 LIMITED_GAP = 5e-3
 """The same where a memory limit binds, which makes the program much harder."""
 
+LIMITED_WORK = 200_000_000
+"""Table entries that one such solve may look at, besides a multiple of what the free one looked at: some seconds."""
+
+LIMITED_SHARE = 8
+"""That multiple."""
+
 TIGHTENINGS = 8
 """How often the limit of the program is lowered by what its memory rows do not see (copies for one reader)."""
 
-NEAR = 0.01
+NEAR = 0.03
 """Share of the budget to which the program's limit is found."""
 
 TABLE_ENTRIES = 60_000_000
@@ -179,10 +185,12 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
     plan = _decoded(task, tables, free, solution, budget)
     if plan.memory.peak <= budget:
         return plan
-    return _fitted(task, tables, build, budget, plan)
+    return _fitted(task, tables, build, budget, plan, LIMITED_WORK + LIMITED_SHARE * solution.work)
 
 
-def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], budget: int, free: Plan) -> Plan:
+def _fitted(
+    task: _Task, tables: Tables, build: Callable[[int], Formulation], budget: int, free: Plan, work: int
+) -> Plan:
     """The cheapest plan within the budget.
 
     The program's memory rows do not see everything that the plan's own account does (copies of small values, values
@@ -194,7 +202,7 @@ def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], bu
     solution: ilp.Solution | None = None
     for attempt in range(TIGHTENINGS):
         built = build(limit)
-        solution = ilp.solve(built.problem, gap=LIMITED_GAP)
+        solution = ilp.solve(built.problem, gap=LIMITED_GAP, work=work)
         bound = bound or solution.bound
         if solution.status == "infeasible" or not solution.choice:
             if limit == budget:
@@ -208,9 +216,9 @@ def _fitted(task: _Task, tables: Tables, build: Callable[[int], Formulation], bu
                 limit = max(limit - (plan.memory.peak - budget) * 2**attempt, too_low + 1)
                 if best is None and limit > too_low + 1:
                     continue
-            elif best is None or plan.seconds < best.seconds:
-                best = plan
+            else:
                 too_low = max(too_low, limit)
+                best = plan if best is None else min(best, plan, key=lambda p: p.seconds)
         if best is not None and too_high - too_low <= budget * NEAR:
             break
         if too_high > budget and best is not None:
