@@ -27,11 +27,8 @@ Report = Callable[[str], None]
 GAP = 1e-3
 """Relative gap at which the solver may stop."""
 
-LIMITED_GAP = 5e-3
-"""The same where a memory limit binds, which makes the program much harder."""
-
 LIMITED_WORK = 200_000_000
-"""Table entries that one such solve may look at, besides a multiple of what the free one looked at: some seconds."""
+"""Table entries that a solve under a memory limit may look at, besides a multiple of what the free one looked at: some seconds."""
 
 LIMITED_SHARE = 8
 """That multiple."""
@@ -202,7 +199,7 @@ def _fitted(
     solution: ilp.Solution | None = None
     for attempt in range(TIGHTENINGS):
         built = build(limit)
-        solution = ilp.solve(built.problem, gap=LIMITED_GAP, work=work)
+        solution = ilp.solve(built.problem, gap=GAP, work=work)
         bound = bound or solution.bound
         if solution.status == "infeasible" or not solution.choice:
             if limit == budget:
