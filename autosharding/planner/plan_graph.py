@@ -28,7 +28,7 @@ GAP = 1e-3
 """Relative gap at which the solver may stop."""
 
 LIMITED_WORK = 200_000_000
-"""Table entries that a solve under a memory limit may look at, besides a multiple of what the free one looked at: some seconds."""
+"""Table entries that a solve under a memory limit may look at, besides a multiple of what the free one looked at."""
 
 LIMITED_SHARE = 8
 """That multiple."""
