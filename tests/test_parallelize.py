@@ -5,12 +5,14 @@ import itertools
 
 import equinox as eqx
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from jax.interpreters import mlir
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -203,6 +205,23 @@ def test_ordered_print_is_refused():
 
     with pytest.raises(asd.UnsupportedProgram, match="ordered"):
         data(f)(rows(8, 2))
+
+
+def test_a_primitive_without_a_rule_runs_whole_and_is_listed():
+    cumulate = jax.extend.core.Primitive("cumulate_by_a_stranger")
+    cumulate.def_abstract_eval(lambda x: jax.core.ShapedArray(x.shape, x.dtype))
+    mlir.register_lowering(cumulate, mlir.lower_fun(lambda x: jnp.cumsum(x, axis=0) * x[::-1], multiple_results=False))
+
+    def f(w, x):
+        return cumulate.bind(x @ w).sum(axis=1)
+
+    step = data(f)
+    args = weights(16, 32)[0], rows(8, 16)
+    close(step(*args), jax.jit(f)(*args))
+    (listed,) = step.plan(*args).unresolved
+    assert "cumulate_by_a_stranger" in listed.where
+    assert "without a rule" in listed.reason
+    assert "cumulate_by_a_stranger" in str(step.plan(*args))
 
 
 def test_inside_another_transformation_the_step_is_itself():
