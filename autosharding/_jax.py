@@ -50,6 +50,14 @@ def inlined_body(eqn: Any) -> Any:
     return None
 
 
+def scan_counts(params: Any) -> tuple[int, int]:
+    """(constants, carries) among the operands of a `scan`, by the params of any supported version."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carries = (len(list(t)) for t in params["ft_in"].unpack()[:2])
+    return consts, carries
+
+
 def is_barrier_region(eqn: Any) -> bool:
     """A differentiated `jax.checkpoint` region: what XLA must not merge with the forward pass."""
     return (
@@ -72,13 +80,14 @@ def is_drop(var: Any) -> bool:
 
 def bind(primitive: Any, context: Any, params: dict[str, Any], args: Sequence[Any]) -> tuple[Any, ...]:
     """Apply a primitive as its equation did: same name scopes, same tracing context; always a tuple."""
-    with _scope(context):
+    with scope(context):
         out = primitive.bind(*args, **primitive.get_bind_params(params))
     return tuple(out) if primitive.multiple_results else (out,)
 
 
 @contextmanager
-def _scope(context: Any) -> Iterator[None]:
+def scope(context: Any) -> Iterator[None]:
+    """The name scopes and the tracing context of an equation (see `eqn_context`)."""
     if context is None:
         yield
         return

@@ -2,20 +2,22 @@
 
 `jit`, `custom_jvp_call`, `custom_vjp_call` and `closed_call` are replaced by their bodies. So is `jax.checkpoint`;
 where it is differentiated its arguments first pass an `optimization_barrier`, which is what keeps XLA from undoing the
-recomputation. `scan`, `while` and `cond` stay whole, as ops. Closed-over arrays become inputs like any other.
+recomputation. `scan`, `while` and `cond` become regions of the graph (see `capture_regions`). Closed-over arrays become
+inputs like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from autosharding import _jax
+from autosharding.capture_regions import DRAFTS, Draft
 from autosharding.errors import UnsupportedProgram
-from autosharding.graph import Atom, Graph, Literal, Op, Value
+from autosharding.graph import Atom, Graph, Lane, Literal, Op, Port, Region, Value, regions
 
 
 def capture(
@@ -77,7 +79,8 @@ class _Flattener:
         self.ops: list[Op] = []
         self.constants: list[tuple[Value, Any]] = []
         self._n_values = 0
-        self._seen_constants: dict[int, Value] = {}
+        self._drafts: list[Draft] = []
+        self._seen_constants: list[dict[int, Value]] = [{}]
         self._lines: dict[int, tuple[Any, str]] = {}
         self._barrier = _jax.barrier_primitive()
 
@@ -92,10 +95,18 @@ class _Flattener:
         if isinstance(array, (bool, int, float, complex, np.generic)):
             aval = _jax.jax.typeof(array)
             return Literal(array, _jax.dtype_facts(aval)[0], aval)
-        if id(array) not in self._seen_constants:
-            self._seen_constants[id(array)] = self.value(_jax.jax.typeof(array))
-            self.constants.append((self._seen_constants[id(array)], array))
-        return self._seen_constants[id(array)]
+        return self._constant_at(len(self._drafts), array)
+
+    def _constant_at(self, depth: int, array: Any) -> Value:
+        """The array as the bodies `depth` deep see it: an input of the step, handed in through all borders."""
+        seen = self._seen_constants[depth]
+        if id(array) not in seen:
+            seen[id(array)] = self.value(_jax.jax.typeof(array))
+            if depth == 0:
+                self.constants.append((seen[id(array)], array))
+            else:
+                self._drafts[depth - 1].hand_in(self._constant_at(depth - 1, array), seen[id(array)])
+        return seen[id(array)]
 
     def run(self, jaxpr: Any, env: dict[Any, Atom], stack: Any) -> list[Atom]:
         """Append the ops of one jaxpr under the scopes of `stack`; returns what it returns."""
@@ -109,7 +120,12 @@ class _Flattener:
             here = stack + eqn.source_info.name_stack
             inputs = [read(v) for v in eqn.invars]
             body = _jax.inlined_body(eqn)
-            outputs = self._emit(eqn, inputs, here) if body is None else self._inline(eqn, body, inputs, here)
+            if body is not None:
+                outputs: Sequence[Atom] = self._inline(eqn, body, inputs, here)
+            elif eqn.primitive.name in DRAFTS:
+                outputs = self._region(eqn, inputs, here)
+            else:
+                outputs = self._emit(eqn, inputs, here)
             env.update((v, o) for v, o in zip(eqn.outvars, outputs, strict=True) if not _jax.is_drop(v))
         return [read(v) for v in jaxpr.outvars]
 
@@ -124,28 +140,61 @@ class _Flattener:
     def _barred(self, eqn: Any, inputs: list[Atom], stack: Any) -> list[Atom]:
         held = [a for a in inputs if isinstance(a, Value)]
         passed = [self.value(a.aval) for a in held]
-        scope, phase = _jax.scope_and_phase(stack)
-        self.ops.append(
-            Op(
-                index=len(self.ops),
-                name="optimization_barrier",
-                inputs=tuple(held),
-                outputs=tuple(passed),
-                params={},
-                scope=scope,
-                phase=phase,
-                source=self._line(eqn),
-                effects=False,
-                primitive=self._barrier,
-                context=_jax.eqn_context(eqn, stack),
-            )
+        self._append(
+            eqn,
+            stack,
+            "optimization_barrier",
+            held,
+            passed,
+            params={},
+            primitive=self._barrier,
+            region=_barrier(len(held)),
         )
         after = iter(passed)
         return [next(after) if isinstance(a, Value) else a for a in inputs]
 
+    def _region(self, eqn: Any, inputs: list[Atom], stack: Any) -> Sequence[Atom]:
+        """The bodies of a `scan`, `while` or `cond` between their borders."""
+        draft = DRAFTS[eqn.primitive.name](eqn, inputs)
+        self._check_effects(eqn)
+        borders = [len(self.ops)]
+        self._append(eqn, stack, draft.kind, (), (), params=draft.params)
+        phase = self.ops[-1].phase
+        self._drafts.append(draft)
+        for body in draft.bodies:
+            inner, consts = _jax.open_jaxpr(body)
+            self._seen_constants.append({})
+            given = [self.value(v.aval) for v in inner.invars]
+            draft.begin(given)
+            env: dict[Any, Atom] = dict(zip(inner.invars, given, strict=True))
+            env.update(zip(inner.constvars, map(self.constant, consts), strict=True))
+            draft.end(self.run(inner, env, stack))
+            self._seen_constants.pop()
+            borders.append(len(self.ops))
+            word = "next" if len(borders) <= len(draft.bodies) else "end"
+            self._append(eqn, stack, f"{draft.kind}.{word}", (), (), params={})
+        self._drafts.pop()
+        if phase != "update":  # inside a differentiated op all is of its own phase
+            self.ops[borders[0] :] = [replace(op, phase=phase) for op in self.ops[borders[0] :]]
+        results = [self.value(v.aval) for v in eqn.outvars]
+        region = draft.finished(results)
+        for k, (at, ins, outs) in enumerate(zip(borders, draft.ins, draft.outs, strict=True)):
+            self.ops[at] = replace(
+                self.ops[at], inputs=tuple(ins), outputs=tuple(outs), effects=False, region=region, border=k
+            )
+        return results
+
     def _emit(self, eqn: Any, inputs: list[Atom], stack: Any) -> Sequence[Atom]:
         if all(isinstance(a, Literal) for a in inputs) and (folded := _folded(eqn, inputs)):
             return [folded]
+        self._check_effects(eqn)
+        outputs = [self.value(v.aval) for v in eqn.outvars]
+        name = eqn.primitive.name
+        region = _barrier(len(outputs)) if name == "optimization_barrier" else None
+        self._append(eqn, stack, name, inputs, outputs, params=dict(eqn.params), region=region)
+        return outputs
+
+    def _check_effects(self, eqn: Any) -> None:
         for effect in eqn.effects:
             if _jax.is_ordered_effect(effect):
                 line = self._line(eqn) or "an unknown line"
@@ -154,24 +203,37 @@ class _Flattener:
                     "A program over several devices cannot keep the order of side effects (jax.jit refuses it too). "
                     "Use the unordered form, for example jax.debug.print(..., ordered=False)."
                 )
-        outputs = [self.value(v.aval) for v in eqn.outvars]
+
+    def _append(
+        self,
+        eqn: Any,
+        stack: Any,
+        name: str,
+        inputs: Sequence[Atom],
+        outputs: Sequence[Value],
+        *,
+        params: dict[str, Any],
+        primitive: Any = None,
+        region: Region | None = None,
+    ) -> None:
+        """One more op, with what the equation says of its place in the user's program."""
         scope, phase = _jax.scope_and_phase(stack)
         self.ops.append(
             Op(
                 index=len(self.ops),
-                name=eqn.primitive.name,
+                name=name,
                 inputs=tuple(inputs),
                 outputs=tuple(outputs),
-                params=dict(eqn.params),
+                params=params,
                 scope=scope,
                 phase=phase,
                 source=self._line(eqn),
-                effects=bool(eqn.effects),
-                primitive=eqn.primitive,
+                effects=region is None and bool(eqn.effects),
+                primitive=primitive or eqn.primitive,
                 context=_jax.eqn_context(eqn, stack),
+                region=region,
             )
         )
-        return outputs
 
     def _line(self, eqn: Any) -> str:
         tb = eqn.source_info.traceback
@@ -189,26 +251,134 @@ def _folded(eqn: Any, inputs: list[Atom]) -> Literal | None:
     return Literal(np.asarray(inputs[0].value).astype(aval.dtype)[()], _jax.dtype_facts(aval)[0], aval)
 
 
+def _barrier(lanes: int) -> Region:
+    return Region("barrier", 0, 1, tuple(Lane((Port(0, i),), (Port(0, i),)) for i in range(lanes)))
+
+
 def without_dead_code(graph: Graph) -> Graph:
-    """Only the ops that a result or an effect needs; inputs all stay."""
-    needed = {a.id for a in graph.outputs if isinstance(a, Value)}
-    kept: list[Op] = []
-    for op in reversed(graph.ops):
-        if op.name == "optimization_barrier":
-            op = _live_lanes(op, needed)
-        if op.effects or any(v.id in needed for v in op.outputs):
-            kept.append(op)
-            needed.update(v.id for v in op.values)
-    return replace(graph, ops=tuple(reversed(kept)))
+    """Only the ops and lanes that a result or an effect needs; inputs all stay."""
+    needed = _Needed(graph.ops)
+    for a in graph.outputs:
+        needed.atom(a)
+    for i, op in enumerate(graph.ops):
+        if op.effects:
+            needed.op(i)
+    needed.follow()
+    return replace(graph, ops=tuple(needed.kept()))
 
 
-def _live_lanes(op: Op, needed: set[int]) -> Op:
-    lanes = [(a, v) for a, v in zip(op.inputs, op.outputs, strict=True) if v.id in needed]
-    return replace(op, inputs=tuple(a for a, _ in lanes), outputs=tuple(v for _, v in lanes))
+class _Needed:
+    """What is needed so far: ops, and lanes of regions; alive during one call."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.ops = ops
+        self.groups = {g[0]: g for g in regions(ops)}
+        self.opening = {i: g[0] for g in self.groups.values() for i in g}
+        self.around = _around(ops, self.opening)
+        self.maker = {v.id: (i, j) for i, op in enumerate(ops) for j, v in enumerate(op.outputs)}
+        self.lane_of = {
+            (group[p.border], p.position): n
+            for group in self.groups.values()
+            for n, lane in enumerate(self._lanes(group[0]))
+            for p in lane.makes
+        }
+        self.plain: set[int] = set()
+        self.lanes: dict[int, set[int]] = {}
+        self.waiting: list[int] = []
+
+    def _lanes(self, opening: int) -> tuple[Lane, ...]:
+        region = self.ops[opening].region
+        assert region is not None
+        return region.lanes
+
+    def atom(self, a: Atom) -> None:
+        """A value that is read."""
+        if isinstance(a, Value):
+            self.waiting.append(a.id)
+
+    def op(self, i: int) -> None:
+        """An op that runs, and so the regions around it."""
+        if i in self.plain:
+            return
+        self.plain.add(i)
+        for a in self.ops[i].inputs:
+            self.atom(a)
+        self._regions_around(i)
+
+    def _regions_around(self, i: int) -> None:
+        for opening in self.around[i]:
+            self._region(opening)
+
+    def _region(self, opening: int) -> None:
+        if opening in self.lanes:
+            return
+        self.lanes[opening] = set()
+        self._regions_around(opening)
+        for n, lane in enumerate(self._lanes(opening)):
+            if lane.whole:
+                self._lane(opening, n)
+
+    def _lane(self, opening: int, n: int) -> None:
+        self._region(opening)
+        if n in self.lanes[opening]:
+            return
+        self.lanes[opening].add(n)
+        for p in self._lanes(opening)[n].reads:
+            self.atom(self.ops[self.groups[opening][p.border]].inputs[p.position])
+
+    def follow(self) -> None:
+        """Everything that what is needed needs."""
+        done: set[int] = set()
+        while self.waiting:
+            value = self.waiting.pop()
+            if value in done or value not in self.maker:
+                continue
+            done.add(value)
+            i, j = self.maker[value]
+            if i in self.opening:
+                self._lane(self.opening[i], self.lane_of[i, j])
+            else:
+                self.op(i)
+
+    def kept(self) -> Iterator[Op]:
+        """The ops that stay, borders with the lanes that stay."""
+        regions: dict[int, Region] = {}
+        for i, op in enumerate(self.ops):
+            if op.region is None:
+                if i in self.plain:
+                    yield op
+                continue
+            opening = self.opening[i]
+            if opening not in self.lanes:
+                continue
+            lanes = self.lanes[opening]
+            if opening == i:
+                regions[i] = op.region.keep(lanes)
+            reads = {p.position for n in lanes for p in op.region.lanes[n].reads if p.border == op.border}
+            makes = {p.position for n in lanes for p in op.region.lanes[n].makes if p.border == op.border}
+            yield replace(
+                op,
+                region=regions[opening],
+                inputs=tuple(a for k, a in enumerate(op.inputs) if k in reads),
+                outputs=tuple(v for k, v in enumerate(op.outputs) if k in makes),
+            )
+
+
+def _around(ops: Sequence[Op], opening: Mapping[int, int]) -> list[tuple[int, ...]]:
+    """For each position the openings of the regions in whose bodies it stands, outer first."""
+    stack: list[int] = []
+    found = []
+    for i, op in enumerate(ops):
+        if op.region is not None and op.border:
+            stack.pop()
+        found.append(tuple(stack))
+        if op.region is not None and op.border < op.region.bodies:
+            stack.append(opening[i])
+    return found
 
 
 def without_doubles(graph: Graph) -> Graph:
-    """Each op on the same operands once (common subexpressions); never across an `optimization_barrier`."""
+    """Each op on the same operands once (common subexpressions); never across a barrier or a border."""
     same: dict[int, Value] = {}
     seen: dict[Any, tuple[Value, ...]] = {}
     kept: list[Op] = []
@@ -216,9 +386,15 @@ def without_doubles(graph: Graph) -> Graph:
     def now(a: Atom) -> Atom:
         return same.get(a.id, a) if isinstance(a, Value) else a
 
-    for op in graph.ops:
+    bodies: list[int] = []  # in which bodies we are: the positions of the borders that began them
+    for i, op in enumerate(graph.ops):
         op = replace(op, inputs=tuple(map(now, op.inputs)))
-        key = _meaning(op)
+        if op.region is not None and op.border:
+            bodies.pop()
+        if op.region is not None and op.border < op.region.bodies:
+            bodies.append(i)
+        meaning = _meaning(op)
+        key = meaning and (*bodies, meaning)
         if key is not None and key in seen:
             same.update((v.id, w) for v, w in zip(op.outputs, seen[key], strict=True))
             continue
@@ -229,7 +405,7 @@ def without_doubles(graph: Graph) -> Graph:
 
 
 def _meaning(op: Op) -> Any:
-    if op.effects or op.name == "optimization_barrier":
+    if op.effects or op.region is not None:
         return None
     atoms = tuple(a.id if isinstance(a, Value) else (str(a.value), a.dtype, str(a.aval)) for a in op.inputs)
     key = (

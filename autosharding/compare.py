@@ -1,8 +1,8 @@
 """A plan beside the program that XLA made of it: the same collectives, the same bytes, about the same memory.
 
-XLA merges collectives of one kind and group, so bytes are summed by (kind, axes). A collective-permute may leave some
-axes where they are, so permutes are summed over all axes. XLA:CPU reduces and gathers bf16 as f32: then elements must
-agree.
+XLA merges collectives of one kind and group, so bytes are summed by (kind, axes), each as often as it runs. A
+collective-permute may leave some axes where they are, so permutes are summed over all axes. XLA:CPU reduces and gathers
+bf16 as f32: then elements must agree.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from math import prod
 from typing import Any, Protocol
 
 from autosharding import hlo
+from autosharding.capture_regions import ASSUMED_TRIPS
 from autosharding.plan import Copy, Plan
 from autosharding.reshard import Move
 from autosharding.table import Table
@@ -42,9 +43,9 @@ class Total:
     bytes: int = 0
     elements: int = 0
 
-    def plus(self, bytes: int, elements: int) -> Total:
-        """With one more."""
-        return Total(self.count + 1, self.bytes + bytes, self.elements + elements)
+    def plus(self, bytes: int, elements: int, times: int) -> Total:
+        """With one more, which runs so many times."""
+        return Total(self.count + times, self.bytes + times * bytes, self.elements + times * elements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +158,18 @@ def _planned(plan: Plan) -> dict[Key, Total]:
             axes = tuple(a for a in mesh if a in move.axes and mesh[a] > 1)
             if move.on_wire and axes:
                 key = _key(move.kind, axes)
-                totals[key] = totals.get(key, Total()).plus(move.bytes, _elements(copy, move, mesh))
-    for e in (e for step in plan.steps for e in step.exchanges):
+                totals[key] = totals.get(key, Total()).plus(move.bytes, _elements(copy, move, mesh), copy.times)
+    for e, times in ((e, step.times) for step in plan.steps for e in step.exchanges):
         key = _key(e.kind, tuple(a for a in mesh if a in e.axes and mesh[a] > 1))
-        totals[key] = totals.get(key, Total()).plus(e.bytes, e.elements)
+        totals[key] = totals.get(key, Total()).plus(e.bytes, e.elements, times)
     return totals
 
 
 def _compiled(text: str, mesh: Mapping[str, int]) -> dict[Key, Total]:
     totals: dict[Key, Total] = {}
-    for c in hlo.collectives(text):
+    for c in hlo.collectives(text, unknown_trips=ASSUMED_TRIPS):
         key = _key(c.kind, c.axes(mesh))
-        totals[key] = totals.get(key, Total()).plus(c.bytes, c.elements)
+        totals[key] = totals.get(key, Total()).plus(c.bytes, c.elements, c.times)
     return totals
 
 

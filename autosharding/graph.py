@@ -1,5 +1,10 @@
 """The operator graph: ops in program order over values, as captured from a jaxpr. Knows nothing of JAX or of meshes.
 
+Control flow lies flat in it. A `scan`, `while` or `cond` is a `Region`: its bodies stand among the other ops, between
+border ops that say where a body begins and ends, as in WebAssembly; the first border is the op itself. What crosses the
+borders does so in lanes (`Lane`): one array, seen from outside and from inside, read and made at several borders.
+A pass that looks at ops one by one sees the ops of all bodies; one that follows values asks `Graph.lanes`.
+
 `str(graph)` prints it in JAX's own notation. Every field that holds a JAX object (`aval`, `primitive`, `params`,
 `context`) is opaque here: it is carried from capture to the executor and compared by nobody.
 """
@@ -7,10 +12,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -89,6 +95,124 @@ Atom = Value | Literal
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """Where a lane crosses a border of its region.
+
+    Attributes:
+        border: number of the border, 0 for the op that opens the region.
+        position: among the border's inputs or outputs.
+        stacked: whether the array here has a leading dim more, one entry for each run of the body.
+    """
+
+    border: int
+    position: int
+    stacked: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.border}.{self.position}{'*' if self.stacked else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One array across the borders of a region: it lies on the mesh in one way at all its ports.
+
+    Attributes:
+        reads: among the inputs of borders: the array goes in.
+        makes: among the outputs of borders: the array comes out.
+        whole: whether every device must hold all of it: what decides which body runs.
+    """
+
+    reads: tuple[Port, ...]
+    makes: tuple[Port, ...]
+    whole: bool = False
+
+    @property
+    def is_carried(self) -> bool:
+        """Handed from one run of a body to the next."""
+        return self.is_entering and any(p.border > 0 for p in self.reads)
+
+    @property
+    def is_entering(self) -> bool:
+        """Read from outside."""
+        return any(p.border == 0 for p in self.reads)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Outside, an array of one entry for each run."""
+        return any(p.stacked for p in (*self.reads, *self.makes))
+
+    def __str__(self) -> str:
+        arrow = f"{','.join(map(str, self.reads))}>{','.join(map(str, self.makes))}"
+        return f"!{arrow}" if self.whole else arrow
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What its border ops have in common.
+
+    Attributes:
+        kind: "barrier", "scan", "while" or "cond".
+        bodies: how many; there is one border more. A barrier has none: its one border reads and makes all lanes.
+        times: how often each body runs for one run of the op, for prices.
+        lanes: what crosses the borders.
+    """
+
+    kind: str
+    bodies: int
+    times: int
+    lanes: tuple[Lane, ...]
+
+    def keep(self, lanes: Container[int]) -> Region:
+        """With these lanes alone, their ports close together."""
+        left = [lane for n, lane in enumerate(self.lanes) if n in lanes]
+        ins = _places(p for lane in left for p in lane.reads)
+        outs = _places(p for lane in left for p in lane.makes)
+        return replace(
+            self,
+            lanes=tuple(
+                replace(
+                    lane,
+                    reads=tuple(replace(p, position=ins[p.border, p.position]) for p in lane.reads),
+                    makes=tuple(replace(p, position=outs[p.border, p.position]) for p in lane.makes),
+                )
+                for lane in left
+            ),
+        )
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.lanes))
+
+
+def _places(ports: Iterable[Port]) -> dict[tuple[int, int], int]:
+    """(border, position) -> position when the ports of each border close up."""
+    found: dict[tuple[int, int], int] = {}
+    count: dict[int, int] = {}
+    for border, position in sorted((p.border, p.position) for p in ports):
+        found[border, position] = count.get(border, 0)
+        count[border] = count.get(border, 0) + 1
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A lane of a graph, with the ops and values themselves.
+
+    Attributes:
+        lane: what it is.
+        region: its region.
+        opening: index of the op that opens the region.
+        reads: (op index, operand position, stacked).
+        makes: (value, stacked).
+    """
+
+    lane: Lane
+    region: Region
+    opening: int
+    reads: tuple[tuple[int, int, bool], ...]
+    makes: tuple[tuple[Value, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Op:
     """One operator application.
 
@@ -102,9 +226,10 @@ class Op:
         phase: "forward", "backward" or "update", from JAX's name stack.
         source: the user's own line, `train.py:12 (loss)`; "" when unknown.
         effects: whether the op does something besides returning results.
-        barrier: for `optimization_barrier` lanes made from one `jax.checkpoint` region: the region's number.
         primitive: the JAX primitive, opaque.
         context: what binding needs besides params (name stack, tracing context), opaque.
+        region: for border ops the region they belong to.
+        border: which of its borders this is.
     """
 
     index: int
@@ -118,6 +243,8 @@ class Op:
     effects: bool
     primitive: Any = field(compare=False, repr=False)
     context: Any = field(compare=False, repr=False)
+    region: Region | None = None
+    border: int = 0
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -138,7 +265,8 @@ class Op:
         outs = " ".join(map(str, self.outputs)) or "_"
         ins = " ".join(a.name if isinstance(a, Value) else str(a) for a in self.inputs)
         shown = ", ".join(f"{k}={_short(v)}" for k, v in self.params.items() if _worth_showing(v))
-        return f"{outs} = {self.name}{'[' + shown + ']' if shown else ''} {ins}".rstrip()
+        lanes = f" {{{self.region}}}" if self.region is not None and self.region.bodies and not self.border else ""
+        return f"{outs} = {self.name}{'[' + shown + ']' if shown else ''}{lanes} {ins}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -194,6 +322,96 @@ class Graph:
                     uses[a.id].append((op, i))
         return tuple(tuple(u) for u in uses)
 
+    @cached_property
+    def borders(self) -> Mapping[int, tuple[int, ...]]:
+        """Index of each op that opens a region -> the indices of all borders of that region, in program order."""
+        return dict(sorted((group[0], group) for group in regions(self.ops)))
+
+    @cached_property
+    def border_after(self) -> Mapping[int, int]:
+        """Index of each border that begins a body -> index of the one that ends it."""
+        return {a: b for group in self.borders.values() for a, b in pairwise(group)}
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """For each op in how many bodies it stands; a border that opens or ends a region stands outside."""
+        depth, found = 0, []
+        for op in self.ops:
+            bodies = op.region.bodies if op.region is not None else 0
+            depth -= bool(bodies and op.border)
+            found.append(depth)
+            depth += bool(bodies and op.border < bodies)
+        return tuple(found)
+
+    @cached_property
+    def lanes(self) -> tuple[Crossing, ...]:
+        """The lanes of all regions."""
+        found = []
+        for opening, group in self.borders.items():
+            region = self.ops[opening].region
+            assert region is not None
+            for lane in region.lanes:
+                reads = tuple((group[p.border], p.position, p.stacked) for p in lane.reads)
+                makes = tuple((self.ops[group[p.border]].outputs[p.position], p.stacked) for p in lane.makes)
+                found.append(Crossing(lane, region, opening, reads, makes))
+        return tuple(found)
+
+    @cached_property
+    def lane_read(self) -> Mapping[tuple[int, int], tuple[int, bool]]:
+        """(border op, operand position) -> (number in `lanes`, stacked)."""
+        return {(i, p): (n, stacked) for n, lane in enumerate(self.lanes) for i, p, stacked in lane.reads}
+
+    @cached_property
+    def lane_made(self) -> Mapping[int, tuple[int, bool]]:
+        """Id of a value that a border makes -> (number in `lanes`, stacked)."""
+        return {v.id: (n, stacked) for n, lane in enumerate(self.lanes) for v, stacked in lane.makes}
+
+    @cached_property
+    def times(self) -> tuple[int, ...]:
+        """For each value id how often it is made in one step."""
+        found = [1] * len(self.values)
+        for op, (_, made) in zip(self.ops, self._runs, strict=True):
+            for v in op.outputs:
+                found[v.id] = made
+        return tuple(found)
+
+    @cached_property
+    def op_times(self) -> tuple[int, ...]:
+        """For each op how often it runs in one step."""
+        return tuple(runs for runs, _ in self._runs)
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int]]:
+        """For each op (how often what stands before it in its body runs, how often what it makes is made)."""
+        found = []
+        around = [1]
+        for op in self.ops:
+            before = around[-1]
+            if op.region is not None and op.region.bodies:
+                if op.border:
+                    around.pop()
+                if op.border < op.region.bodies:
+                    around.append(around[-1] * op.region.times)
+            found.append((before, around[-1]))
+        return found
+
+    @cached_property
+    def repeated(self) -> frozenset[int]:
+        """Ids of the values inside loops that are the same in every run of the body: made of constants of the loop."""
+        found: set[int] = set()
+        for op in self.ops:
+            if op.region is None:
+                if op.values and not op.effects and all(v.id in found for v in op.values):
+                    found.update(v.id for v in op.outputs)
+                continue
+            for v in op.outputs:
+                lane = self.lanes[self.lane_made[v.id][0]]
+                inside = op.border < lane.region.bodies
+                loop = lane.region.kind in ("scan", "while")
+                if inside and loop and not lane.lane.is_carried and not lane.lane.is_stacked:
+                    found.add(v.id)
+        return frozenset(found)
+
     def is_free(self, atom: Atom) -> bool:
         """A literal, or a value made of literals alone (see `Op.is_free`)."""
         if isinstance(atom, Literal):
@@ -229,6 +447,7 @@ class Graph:
                     raise ValueError(f"op {i} ({op}) reads {a} before it is defined")
             for v in op.outputs:
                 define(v, f"op {i}")
+        self._verify_regions()
         for a in self.outputs:
             if isinstance(a, Value) and a.id not in defined:
                 raise ValueError(f"the step returns {a}, which nothing defines")
@@ -238,12 +457,25 @@ class Graph:
             raise ValueError("a name is missing for an input or an output")
         return self
 
+    def _verify_regions(self) -> None:
+        for group in regions(self.ops):
+            region = self.ops[group[0]].region
+            assert region is not None
+            for ports, ends in (
+                ([p for lane in region.lanes for p in lane.reads], [len(self.ops[i].inputs) for i in group]),
+                ([p for lane in region.lanes for p in lane.makes], [len(self.ops[i].outputs) for i in group]),
+            ):
+                if sorted((p.border, p.position) for p in ports) != [
+                    (b, i) for b, n in enumerate(ends) for i in range(n)
+                ]:
+                    raise ValueError(f"the lanes of {self.ops[group[0]]} are not what its borders read and make")
+
     def _lines(self, *, sources: bool) -> Iterator[str]:
         args = " ".join(map(str, self.inputs))
         yield f"{{ lambda {args} . let  # {self.name}"
-        for op in self.ops:
+        for op, depth in zip(self.ops, self.depths, strict=True):
             note = f"  # {op.phase} {op.source}".rstrip() if sources else ""
-            yield f"    {op}{note}"
+            yield f"    {'  ' * depth}{op}{note}"
         outs = ", ".join(a.name if isinstance(a, Value) else str(a) for a in self.outputs)
         yield f"  in ({outs}) }}"
 
@@ -259,6 +491,29 @@ class Graph:
         head = "<tr><th>#</th><th>phase</th><th>scope</th><th>op</th><th>source</th></tr>"
         title = f"{escape(self.name)}: {len(self.ops)} ops, {len(self.inputs)} inputs, {len(self.outputs)} outputs"
         return f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def regions(ops: Sequence[Op]) -> list[tuple[int, ...]]:
+    """For each region the positions of its borders, inner regions before outer ones.
+
+    Raises:
+        ValueError: when a border is missing or out of place.
+    """
+    found: list[tuple[int, ...]] = []
+    waiting: list[list[int]] = []
+    for i, op in enumerate(ops):
+        if op.region is None:
+            continue
+        if op.border == 0:
+            waiting.append([])
+        if not waiting or op.border != len(waiting[-1]) or ops[(waiting[-1] or [i])[0]].region is not op.region:
+            raise ValueError(f"op {i} ({op.name}) is a border of no region that is open")
+        waiting[-1].append(i)
+        if op.border == op.region.bodies:
+            found.append(tuple(waiting.pop()))
+    if waiting:
+        raise ValueError(f"the region of op {waiting[-1][0]} ({ops[waiting[-1][0]].name}) does not end")
+    return found
 
 
 def letters(n: int) -> str:

@@ -3,14 +3,14 @@
 One `HloCollective` for each instruction; `-start` forms count once, their `-done` never. Bytes are one device's and as
 `reshard.Move.bytes` has them: an all-gather counts its result, an all-reduce and a reduce-scatter their operand, an
 all-to-all and a collective-permute the local array. Collectives that XLA merged into one of several arrays count the
-sum. An instruction in a loop body counts once.
+sum. An instruction in a loop body runs as often as the loop, by the trip count that XLA noted; in a branch, once.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
 
@@ -41,6 +41,7 @@ class HloCollective:
         groups: device numbers that talk, one tuple for a group; for a collective-permute its (from, to) pairs.
         name: the instruction's name.
         op_name: the JAX path it came from, `jit(step)/psum`; "" when unknown.
+        times: how often it runs.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class HloCollective:
     groups: Groups
     name: str
     op_name: str
+    times: int = 1
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...] | None:
         """The mesh axes it runs over, devices numbered along the mesh, last axis fastest; in mesh order.
@@ -64,15 +66,55 @@ class HloCollective:
         return all(len(set(g)) <= 1 for g in self.groups)
 
 
-def collectives(text: str) -> tuple[HloCollective, ...]:
-    """Every collective of an HLO module's text that has something to send, in the order of the text."""
-    found = []
+def collectives(text: str, *, unknown_trips: int = 1) -> tuple[HloCollective, ...]:
+    """Every collective of an HLO module's text that has something to send, in the order of the text.
+
+    Args:
+        text: as `compiled.as_text()` gives it.
+        unknown_trips: runs of a loop of which XLA does not know how often it runs.
+    """
+    found: list[tuple[str, HloCollective]] = []
+    calls: list[tuple[str, str, int]] = []
     devices = _device_count(text)
+    inside = entry = ""
     for line in text.splitlines():
+        if (head := _COMPUTATION.match(line)) is not None:
+            inside = head.group(2)
+            entry = inside if head.group(1) else entry
+            continue
+        calls += ((inside, called, n) for called, n in _called(line, unknown_trips))
         one = _instruction(line, devices)
         if one is not None and not one.is_idle:
-            found.append(one)
-    return tuple(found)
+            found.append((inside, one))
+    times = _runs(entry, calls)
+    return tuple(replace(one, times=times.get(where, 1)) for where, one in found if times.get(where, 1))
+
+
+_COMPUTATION = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\)\s+->\s+.*\{$")
+_CALLED = re.compile(r"\b(body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def _called(line: str, unknown_trips: int) -> Iterator[tuple[str, int]]:
+    """The computations that an instruction runs, and how often."""
+    for how, name in _CALLED.findall(line):
+        trips = _TRIPS.search(line)
+        yield name, (int(trips.group(1)) if trips else unknown_trips) if how in ("body", "condition") else 1
+    for names in _BRANCHES.findall(line):
+        yield from ((name.strip().lstrip("%"), 1) for name in names.split(","))
+
+
+def _runs(entry: str, calls: Sequence[tuple[str, str, int]]) -> dict[str, int]:
+    """How often each computation runs in one run of the entry; callees stand before their callers."""
+    times = {entry: 1}
+    by_caller: dict[str, list[tuple[str, int]]] = {}
+    for caller, called, n in calls:
+        by_caller.setdefault(caller, []).append((called, n))
+    for caller in reversed(by_caller):
+        for called, n in by_caller[caller]:
+            times[called] = times.get(called, 0) + times.get(caller, 0) * n
+    return times
 
 
 def group_axes(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> tuple[str, ...] | None:

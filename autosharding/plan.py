@@ -85,8 +85,9 @@ class Step:
         results: for each output the spec it leaves.
         values: for each output its letter name.
         types: for each output `f32[8,4]`.
-        seconds: its price, without what it exchanges.
-        exchanges: the collectives it makes itself.
+        seconds: its price, of one run, without what it exchanges.
+        exchanges: the collectives it makes itself, in one run.
+        times: how often it runs in one step.
     """
 
     op: str
@@ -101,6 +102,7 @@ class Step:
     types: tuple[str, ...]
     seconds: float
     exchanges: tuple[Exchange, ...] = ()
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Copy:
         line: the user's line of the first reader.
         phase: of the first reader.
         cause: why it is there, in words.
+        times: how often it is made in one step: the moves are those of one time.
     """
 
     value: int
@@ -132,6 +135,7 @@ class Copy:
     line: str
     phase: str
     cause: str
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +164,9 @@ class Collective:
     Attributes:
         kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute".
         axes: mesh axes.
-        bytes: see `reshard.Move.bytes`.
-        seconds: its price.
+        times: how often it runs in one step: more than once in a loop.
+        bytes: of all runs; see `reshard.Move.bytes`.
+        seconds: the price of all runs.
         value: letter name and type.
         before: index of the op that needs it.
         phase: of that op.
@@ -171,6 +176,7 @@ class Collective:
 
     kind: str
     axes: tuple[str, ...]
+    times: int
     bytes: int
     seconds: float
     value: str
@@ -267,31 +273,28 @@ class Plan:
     def collectives(self) -> tuple[Collective, ...]:
         """Every collective in the order they run."""
         found = [
-            Collective(m.kind, m.axes, m.bytes, m.seconds, f"{c.name}:{c.type}", c.before, c.phase, c.line, c.cause)
+            _collective(m, c.times, f"{c.name}:{c.type}", c.before, c.phase, c.line, c.cause)
             for c in self.copies
             for m in c.moves
             if m.on_wire
         ]
         for n, s in enumerate(self.steps):
-            cause = f"inside {s.op}, split along {', '.join(f for f, _ in s.factors)}"
-            found += [
-                Collective(
-                    e.kind, e.axes, e.bytes, e.seconds, f"{s.values[0]}:{s.types[0]}", n, s.phase, s.source, cause
-                )
-                for e in s.exchanges
-            ]
+            split = ", ".join(f for f, _ in s.factors)
+            cause = f"inside {s.op}, split along {split}" if split else f"inside {s.op}"
+            value = f"{s.values[0]}:{s.types[0]}" if s.values else s.op
+            found += [_collective(e, s.times, value, n, s.phase, s.source, cause) for e in s.exchanges]
         return tuple(sorted(found, key=lambda c: c.before))
 
     @cached_property
     def compute_seconds(self) -> float:
         """Predicted seconds of all ops."""
-        return sum(s.seconds for s in self.steps)
+        return sum(s.seconds * s.times for s in self.steps)
 
     @cached_property
     def communication_seconds(self) -> float:
         """Predicted seconds of all collectives."""
-        moved = sum(m.seconds for c in self.copies for m in c.moves)
-        return moved + sum(e.seconds for s in self.steps for e in s.exchanges)
+        moved = sum(m.seconds * c.times for c in self.copies for m in c.moves)
+        return moved + sum(e.seconds * s.times for s in self.steps for e in s.exchanges)
 
     @property
     def seconds(self) -> float:
@@ -359,3 +362,10 @@ class Plan:
         for r in reads:
             if not AS_MADE <= r < len(self.copies):
                 raise PlanError(f"{who} reads copy {r}; there are {len(self.copies)} copies.")
+
+
+def _collective(
+    made: Move | Exchange, times: int, value: str, before: int, phase: str, line: str, cause: str
+) -> Collective:
+    size, seconds = made.bytes * times, made.seconds * times
+    return Collective(made.kind, made.axes, times, size, seconds, value, before, phase, line, cause)

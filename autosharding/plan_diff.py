@@ -145,7 +145,7 @@ def _traffic(a: Plan, b: Plan) -> tuple[Traffic, ...]:
         Traffic(
             kind,
             axes,
-            count=(len(of_a), len(of_b)),
+            count=(sum(c.times for c in of_a), sum(c.times for c in of_b)),
             bytes=(sum(c.bytes for c in of_a), sum(c.bytes for c in of_b)),
             seconds=(sum(c.seconds for c in of_a), sum(c.seconds for c in of_b)),
         )

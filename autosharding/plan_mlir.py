@@ -90,21 +90,26 @@ def _step(step: Step, mesh: Mapping[str, int]) -> str:
     results = [f"{sharding(s, mesh)} : {tensor(t)}" for s, t in zip(step.results, step.types, strict=True)]
     shown = results[0] if len(results) == 1 else f"({', '.join(results)})"
     operands = ", ".join(sharding(s, mesh) for s in step.operands)
-    note = " ".join(filter(None, (step.phase, step.source)))
+    note = " ".join(filter(None, (step.phase, step.source, _times(step.times))))
     return f"{names} = {step.op}({operands}) -> {shown}  // {note}"
 
 
 def _copy(plan: Plan, index: int, mesh: Mapping[str, int]) -> Iterator[str]:
     copy = plan.copies[index]
     number = {axis: str(i) for i, axis in enumerate(mesh)}
+    cause = " ".join(filter(None, (copy.cause, _times(copy.times))))
     source = copy.name if copy.source < 0 else _name(plan.copies[copy.source], copy.source)
     for m in copy.moves:
         op = _OPS.get(m.kind, m.kind.replace("-", "_"))
         axes = ", ".join(number[a] for a in m.axes)
         change = f"{sharding(m.before, mesh)} -> {sharding(m.after, mesh)}"
         target = _name(copy, index)
-        yield f"%{target} = {op} %{source} on @mesh mesh_axes = [{axes}] : {change}  // {copy.cause}"
+        yield f"%{target} = {op} %{source} on @mesh mesh_axes = [{axes}] : {change}  // {cause}"
         source = target
+
+
+def _times(n: int) -> str:
+    return f"x {n}" if n > 1 else ""
 
 
 def _name(copy: Copy, index: int) -> str:

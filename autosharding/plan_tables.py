@@ -108,7 +108,7 @@ def _collectives(plan: Plan) -> Table:
     sums: dict[tuple[str, str, str, str, str], _Sum] = {}
     for c in plan.collectives:
         one = sums.setdefault((c.kind, ",".join(c.axes), c.phase, c.cause, c.line), _Sum())
-        one.count += 1
+        one.count += c.times
         one.bytes += c.bytes
         one.seconds += c.seconds
     ordered = sorted(sums.items(), key=lambda item: -item[1].seconds)
@@ -118,7 +118,9 @@ def _collectives(plan: Plan) -> Table:
     ]
     kept, more = _cut(rows, "kinds of collectives")
     total = _Sum(
-        len(plan.collectives), sum(c.bytes for c in plan.collectives), sum(c.seconds for c in plan.collectives)
+        sum(c.times for c in plan.collectives),
+        sum(c.bytes for c in plan.collectives),
+        sum(c.seconds for c in plan.collectives),
     )
     summed = f"{total.count} in all, {show_bytes(total.bytes)}, {show_seconds(total.seconds)}"
     header = ("kind", "axes", "count", "bytes", "time", "phase", "line", "cause")

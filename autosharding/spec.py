@@ -47,6 +47,14 @@ class Spec:
         """The same split with nothing partial."""
         return Spec(self.dims)
 
+    def stacked(self) -> Spec:
+        """Of arrays that lie so, stacked along a new first dim."""
+        return Spec(((), *self.dims), self.partial, self.monoid)
+
+    def unstacked(self) -> Spec | None:
+        """Of one entry along the first dim; None where that dim is split."""
+        return None if self.dims[0] else Spec(self.dims[1:], self.partial, self.monoid)
+
     def parts(self, dim: int, sizes: Mapping[str, int]) -> int:
         """Into how many pieces `dim` is cut on a mesh of these axis sizes."""
         return prod(sizes[a] for a in self.dims[dim])

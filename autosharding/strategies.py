@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from autosharding.graph import Graph, Literal, Op, Value
+from autosharding.graph import Atom, Graph, Literal, Op, Value
 from autosharding.rules import Dims, Rule, numeric
 from autosharding.spec import Spec
 
@@ -47,14 +47,26 @@ def monoid_of(op: Op, rule: Rule, operand_monoid: str | None, result: Value) -> 
 
 
 def monoids(graph: Graph, rules: Sequence[Rule | None]) -> tuple[str | None, ...]:
-    """For each value id the monoid of its partial states (see `monoid_of`); barriers pass it on."""
+    """For each value id the monoid of its partial states (see `monoid_of`); lanes pass it on, carried ones are sums."""
     found: list[str | None] = ["sum" if numeric(v) else None for v in graph.values]
     for op, rule in zip(graph.ops, rules, strict=True):
-        for i, v in enumerate(op.outputs):
-            source = op.inputs[i] if rule is None else op.inputs[0] if op.inputs else None
-            before = found[source.id] if isinstance(source, Value) else None
-            found[v.id] = before if rule is None else monoid_of(op, rule, before, v)
+        for v in op.outputs:
+            if rule is None:
+                source = _lane_source(graph, v)
+                found[v.id] = found[source.id] if isinstance(source, Value) else found[v.id]
+            else:
+                source = op.inputs[0] if op.inputs else None
+                found[v.id] = monoid_of(op, rule, found[source.id] if isinstance(source, Value) else None, v)
     return tuple(found)
+
+
+def _lane_source(graph: Graph, v: Value) -> Atom | None:
+    """What goes in where a border makes `v`; None for a carried array, which has two sources."""
+    crossing = graph.lanes[graph.lane_made[v.id][0]]
+    if crossing.lane.is_carried:
+        return None
+    index, position, _ = crossing.reads[0]
+    return graph.ops[index].inputs[position]
 
 
 def strategies(

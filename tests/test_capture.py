@@ -74,11 +74,11 @@ def test_typed_keys():
     assert graph.inputs[0].itemsize == 8
 
 
-def test_control_flow_stays_whole():
+def test_control_flow_lies_between_its_borders():
     def f(x):
         return [jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=3)[0]]
 
-    assert names(capture(f, [F32])) == ["scan"]
+    assert names(capture(f, [F32])) == ["scan", "sin", "scan.end"]
 
 
 def test_ordered_effects_are_refused_with_the_line():

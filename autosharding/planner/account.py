@@ -15,7 +15,6 @@ import numpy as np
 
 from autosharding.graph import Graph, Value
 from autosharding.plan import AS_MADE, Copy, Held, Memory, Output, Step
-from autosharding.planner.formulate import BARRIER
 from autosharding.planner.liveness import Liveness
 from autosharding.spec import Spec
 
@@ -84,8 +83,7 @@ class Account:
         for op, step in zip(self.graph.ops, self.steps, strict=True):
             for i, (a, read) in enumerate(zip(op.inputs, step.reads, strict=True)):
                 if isinstance(a, Value) and not self.graph.is_free(a):
-                    barrier = op.name == BARRIER
-                    self._read(a.id, read, self.life.end[op.outputs[i].id] if barrier else self.life.use[op.index])
+                    self._read(a.id, read, self.life.use[op.index][i])
         for a, o in zip(self.graph.outputs, self.outputs, strict=True):
             if isinstance(a, Value):
                 self._read(a.id, o.read, self.last)
@@ -132,9 +130,9 @@ class Account:
                 continue
             for v in op.outputs:
                 begin = self.life.begin[v.id]
-                end = self.until.get((v.id, AS_MADE), begin + 1)
-                if not self.life.materialised[v.id]:
-                    end = self.sent.get(v.id, 0)  # a fused value is there only where a collective takes it
+                end = max(self.until.get((v.id, AS_MADE), begin + 1), self.life.place[v.id])
+                if not self.life.held[v.id]:  # a fused value is there only where a collective takes it
+                    end = begin if self.life.materialised[v.id] else self.sent.get(v.id, 0)
                 if end > begin and (v.id, AS_MADE) not in taken:
                     what = f"{v.name}:{v.type} {op.name} {op.source}".rstrip()
                     size = self._bytes(v, self.made[v.id])

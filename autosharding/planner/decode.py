@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from autosharding.graph import Graph, Op, Value
 from autosharding.plan import AS_MADE, Copy, Exchange, Input, Output, Step, Unresolved
-from autosharding.planner.formulate import BARRIER, Formulation
+from autosharding.planner.formulate import Formulation
 from autosharding.planner.tables import Tables, exchanges
 from autosharding.rules import Rule
 from autosharding.spec import Spec
@@ -41,13 +41,18 @@ class Decoder:
         made = {v.id: self._node_spec(n, v) for v, n in zip(self.graph.inputs, self.f.inputs, strict=True)}
         for op in self.graph.ops:
             for i, v in enumerate(op.outputs):
-                if op.name == BARRIER:
-                    made[v.id] = self._node_spec(self.f.lanes[op.index, i], v)
+                if op.region is not None:
+                    made[v.id] = self._lane_spec(*self.graph.lane_made[v.id])
                 elif op.is_free:
                     made[v.id] = Spec.replicated(v.rank)
                 else:
                     made[v.id] = self._strategy(op).results[i]
         return made
+
+    def _lane_spec(self, lane: int, stacked: bool) -> Spec:
+        """How an array lies at a port of a lane."""
+        spec = self.f.lane_specs[lane][self.choice[self.f.lanes[lane]]]
+        return spec.stacked() if stacked else spec
 
     def _strategy(self, op: Op) -> Strategy:
         table, kept = self.f.tables[op.index]
@@ -68,15 +73,17 @@ class Decoder:
     def _step(self, op: Op) -> Step:
         factors: tuple[tuple[str, tuple[str, ...]], ...] = ()
         priced = 0.0
-        if op.name == BARRIER:
-            operands = results = tuple(self.made[v.id] for v in op.outputs)
+        if op.region is not None:
+            operands = tuple(self._lane_spec(*self.graph.lane_read[op.index, i]) for i in range(len(op.inputs)))
+            results = tuple(self.made[v.id] for v in op.outputs)
         elif op.is_free:
             operands = tuple(Spec.replicated(a.rank) for a in op.inputs)
             results = tuple(Spec.replicated(v.rank) for v in op.outputs)
         else:
             s = self._strategy(op)
             factors, operands, results = s.factors, s.operands, s.results
-            priced = float(self.f.problem.costs[self.f.ops[op.index]][self.choice[self.f.ops[op.index]]])
+            table, kept = self.f.tables[op.index]
+            priced = float(table.seconds[kept[self.choice[self.f.ops[op.index]]]])
         reads = tuple(
             self._read(a, (op.index, i), spec) if isinstance(a, Value) and not self.graph.is_free(a) else AS_MADE
             for i, (a, spec) in enumerate(zip(op.inputs, operands, strict=True))
@@ -86,7 +93,19 @@ class Decoder:
         names = tuple(v.name for v in op.outputs)
         types = tuple(v.type for v in op.outputs)
         return Step(
-            op.name, op.phase, op.scope, op.source, factors, reads, operands, results, names, types, seconds, inner
+            op=op.name,
+            phase=op.phase,
+            scope=op.scope,
+            source=op.source,
+            factors=factors,
+            reads=reads,
+            operands=operands,
+            results=results,
+            values=names,
+            types=types,
+            seconds=seconds,
+            exchanges=inner,
+            times=self.graph.op_times[op.index],
         )
 
     def _exchanges(self, op: Op, reads: Sequence[int]) -> tuple[Exchange, ...]:
@@ -162,7 +181,8 @@ class Decoder:
         maker = self.graph.producer[v.id]
         origin = "an argument" if maker is None else f"{maker.name}, {self._reason(maker, spec)}"
         cause = f"{origin}; {who}" + ("; made again to save memory" if again else "")
-        return Copy(v.id, v.name, v.type, read, target, moves, reader[0], again, line, phase, cause)
+        times = self.graph.times[v.id]
+        return Copy(v.id, v.name, v.type, read, target, moves, reader[0], again, line, phase, cause, times)
 
     def _reason(self, op: Op, spec: Spec) -> str:
         if not spec.partial:

@@ -1,10 +1,11 @@
 """From a graph on a topology to a 0-1 program, and what each of its nodes means.
 
-Nodes: an input (its specs), an op (its strategies), a lane of a barrier (the spec that passes), a copy (the spec a
-value is brought into for several readers) and a result. Edges carry the price of the reshard between what one side
-leaves and the other reads. A value with several readers is resharded once for those of one phase: they read a common
-copy node; where several phases read it their copies start from a common one, so that a gathered weight may be kept
-for the backward pass or gathered again.
+Nodes: an input (its specs), an op (its strategies), a lane of a region (the spec in which it crosses the borders), a
+copy (the spec a value is brought into for several readers) and a result. The bodies of all regions are part of the one
+program; what stands in a loop counts as often as the loop runs, and a carry has one spec because it is one lane. Edges
+carry the price of the reshard between what one side leaves and the other reads. A value with several readers is
+resharded once for those of one phase: they read a common copy node; where several phases read it their copies start
+from a common one, so that a gathered weight may be kept for the backward pass or gathered again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autosharding.graph import PHASES, Graph, Op, Value
+from autosharding.graph import PHASES, Crossing, Graph, Op, Value
 from autosharding.planner.liveness import Liveness
 from autosharding.planner.tables import Table, Tables
 from autosharding.rules import Rule
 from autosharding.spec import Spec
 from ilp import Edge, Memory, Problem
-
-BARRIER = "optimization_barrier"
 
 SMALL = 1 / 256
 """Share of the memory limit below which a copy for one reader is left to the plan's own account."""
@@ -59,19 +58,21 @@ class Formulation:
     Attributes:
         problem: what the solver gets.
         inputs: node of each input.
-        ops: node of each op; -1 for free ops and barriers.
-        lanes: (op, lane) -> node.
+        ops: node of each op; -1 for free ops and borders.
+        lanes: node of each lane of the graph.
+        lane_specs: for each lane the specs that its node's states stand for, inside the bodies.
         copies: for each value id its copy nodes, parents first.
         reads: (reader) -> index into `copies[value]`, or None where it reads the value as made.
         outputs: node of each result that is not state and not free; -1 else.
         tables: op index -> table (after restrictions), for decoding.
-        specs: for each input, lane, copy and output node the indices of its states' specs in the value's space.
+        specs: for each input, copy and output node the indices of its states' specs in the value's space.
     """
 
     problem: Problem
     inputs: tuple[int, ...]
     ops: tuple[int, ...]
-    lanes: Mapping[tuple[int, int], int]
+    lanes: tuple[int, ...]
+    lane_specs: tuple[tuple[Spec, ...], ...]
     copies: Mapping[int, tuple[CopyNode, ...]]
     reads: Mapping[Reader, int | None]
     outputs: tuple[int, ...]
@@ -94,7 +95,7 @@ def formulate(
 
     Args:
         graph: the step.
-        rules: for each op its rule; None for barriers.
+        rules: for each op its rule; None for borders.
         tables: spec spaces and tables on the topology.
         life: when values are in memory.
         state: result index -> index of the input whose new state it is.
@@ -103,6 +104,23 @@ def formulate(
         limit: bytes a device may hold, or None.
     """
     return _Builder(graph, rules, tables, life, state, donated, restrictions, limit).build()
+
+
+def lane_specs(crossing: Crossing, graph: Graph, tables: Tables) -> tuple[Spec, ...]:
+    """The specs that an array can have at every port of a lane, as the bodies see it."""
+    atoms = [(graph.ops[i].inputs[p], stacked) for i, p, stacked in crossing.reads]
+    values = [*crossing.makes, *((a, s) for a, s in atoms if isinstance(a, Value) and not graph.is_free(a))]
+    if crossing.lane.whole or not values:
+        a, stacked = (values or atoms)[0]
+        return (Spec.replicated(a.rank - stacked),)
+    spaces = [(tables.space(v), stacked) for v, stacked in values]
+    first, stacked = spaces[0]
+    found = [s.unstacked() if stacked else s for s in first.specs]
+    return tuple(
+        s
+        for s in found
+        if s is not None and all((s.stacked() if stacked else s) in space.index for space, stacked in spaces)
+    )
 
 
 class _Builder:
@@ -131,25 +149,31 @@ class _Builder:
         self.copies: dict[int, list[CopyNode]] = {}
         self.reads: dict[Reader, int | None] = {}
         self.op_nodes = [-1] * len(graph.ops)
-        self.lanes: dict[tuple[int, int], int] = {}
+        self.lanes: list[int] = []
+        self.lane_specs: list[tuple[Spec, ...]] = []
 
     def build(self) -> Formulation:
         inputs = tuple(self._input(i, v) for i, v in enumerate(self.graph.inputs))
+        for crossing in self.graph.lanes:
+            self._lane(crossing)
         for op in self.graph.ops:
-            if op.name == BARRIER:
-                for i, v in enumerate(op.outputs):
-                    space = self.tables.space(v)
-                    node = self._spec_node(self.tables.shared(np.arange(len(space.specs))))
-                    self.lanes[op.index, i] = node
-                    self.made[v.id] = (node, self.specs[node])
-            elif not op.is_free:
+            if op.region is None and not op.is_free:
                 self._op(op)
         outputs = tuple(self._output(i, a) for i, a in enumerate(self.graph.outputs))
         self._wire(inputs, outputs)
         problem = Problem(self.graph.name, tuple(self.costs), tuple(self.edges), tuple(self.memory), self.limit)
         copies = {v: tuple(c) for v, c in self.copies.items()}
         return Formulation(
-            problem, inputs, tuple(self.op_nodes), self.lanes, copies, self.reads, outputs, self.chosen, self.specs
+            problem,
+            inputs,
+            tuple(self.op_nodes),
+            tuple(self.lanes),
+            tuple(self.lane_specs),
+            copies,
+            self.reads,
+            outputs,
+            self.chosen,
+            self.specs,
         )
 
     def _node(self, costs: np.ndarray) -> int:
@@ -174,6 +198,24 @@ class _Builder:
         self._remember(node, 0, end, space.bytes[allowed])
         return node
 
+    def _lane(self, crossing: Crossing) -> None:
+        """One node for all ports of a lane; everything it makes is made as that node says."""
+        specs = lane_specs(crossing, self.graph, self.tables)
+        node = self._node(self.tables.shared(np.zeros(len(specs))))
+        self.lanes.append(node)
+        self.lane_specs.append(specs)
+        for v, stacked in crossing.makes:
+            index = self._lane_index(len(self.lanes) - 1, v, stacked=stacked)
+            self.made[v.id] = (node, index)
+            if self.life.held[v.id] and v.id not in self.aliased:
+                self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
+
+    def _lane_index(self, lane: int, v: Value, *, stacked: bool) -> np.ndarray:
+        """For each state of a lane's node the index of its spec in the space of a value at one of its ports."""
+        index = self.tables.space(v).index
+        specs = self.lane_specs[lane]
+        return self.tables.shared(np.array([index[s.stacked() if stacked else s] for s in specs], np.int64))
+
     def _remember(self, node: int, lo: int, hi: int, usage: np.ndarray) -> None:
         if self.limit is not None and hi > lo and usage.any():
             self.memory.append(Memory(node, lo, hi, self.tables.shared(usage)))
@@ -189,11 +231,13 @@ class _Builder:
                 kept = np.flatnonzero(mask)
         kept = self.tables.shared(kept)
         self.chosen[op.index] = (table, kept)
-        node = self.op_nodes[op.index] = self._node(self.tables.shared(table.seconds[kept]))
+        node = self.op_nodes[op.index] = self._node(
+            self.tables.shared(table.seconds[kept] * self.graph.op_times[op.index])
+        )
         for v, index in zip(op.outputs, table.results, strict=True):
             index = self.tables.shared(index[kept])
             self.made[v.id] = (node, index)
-            if self.life.materialised[v.id] and v.id not in self.aliased:
+            if self.life.held[v.id] and v.id not in self.aliased:
                 self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
 
     def _output(self, i: int, a: object) -> int:
@@ -249,10 +293,10 @@ class _Builder:
         else:
             node = self._spec_node(self.tables.shared(np.concatenate([every, every])))
             u, rows = self.made[v.id] if parent is None else self._copy_rows(v, parent)
-            self.edges.append(Edge(u, node, self.tables.same_or_copy(space, rows)))
+            self.edges.append(Edge(u, node, self.tables.same_or_copy(space, rows, self.graph.times[v.id])))
             usage = np.concatenate([np.zeros(len(every), np.int64), space.bytes])
             lo = min(r[0] for r in found)
-            hi = max(self.life.use[r[0]] if r[0] < len(self.life.use) else r[0] + 1 for r in found)
+            hi = max(self.life.use[i][p] if i < len(self.life.use) else i + 1 for i, p in found)
             self._remember(node, lo, hi, usage)
         copies.append(CopyNode(node, parent, found))
         return len(copies) - 1
@@ -266,10 +310,11 @@ class _Builder:
             u, rows = self.made[v.id]
         else:
             u, rows = self._copy_rows(v, source)
+        matrix = self.tables.matrix(self.tables.space(v), rows, index, self.graph.times[v.id])
         if u != node:
-            self.edges.append(Edge(u, node, self.tables.matrix(self.tables.space(v), rows, index)))
+            self.edges.append(Edge(u, node, matrix))
         else:  # an op that returns its own operand's state: its own choice pays
-            extra = np.diagonal(self.tables.matrix(self.tables.space(v), rows, index))
+            extra = np.diagonal(matrix)
             self.costs[node] = self.tables.shared(self.costs[node] + extra)
 
     def _target(self, v: Value, r: Reader, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, np.ndarray]:
@@ -283,9 +328,9 @@ class _Builder:
             specs, index = self.tables.space(came).specs, self.tables.space(v).index
             return node, self.tables.shared(np.array([index[specs[k]] for k in self.specs[node]], np.int64))
         op = self.graph.ops[i]
-        if op.name == BARRIER:
-            node = self.lanes[i, position]
-            return node, self.specs[node]
+        if op.region is not None:
+            lane, stacked = self.graph.lane_read[i, position]
+            return self.lanes[lane], self._lane_index(lane, v, stacked=stacked)
         table, kept = self.chosen[i]
         index = table.operands[position]
         assert index is not None

@@ -16,7 +16,7 @@ from autosharding.spec import Spec
 
 METHODS = ("auto", "data", "fsdp", "zero1", "zero2", "megatron")
 
-_CARRIES = frozenset({"convert_element_type", "optimization_barrier", "transpose", "reshape", "copy", "squeeze"})
+_CARRIES = frozenset({"convert_element_type", "transpose", "reshape", "copy", "squeeze"})
 """What a weight may pass on its way to a matmul and stay that weight."""
 
 
@@ -84,23 +84,36 @@ def batch_factors(graph: Graph, rules: Sequence[Rule | None], roles: Sequence[st
         if r == "batch" and v.rank and not v.dtype.startswith("key")
     }
     found: dict[int, str] = {}
-    for op, rule in zip(graph.ops, rules, strict=True):
-        if rule is None:
-            dim.update((v.id, dim[a.id]) for a, v in zip(op.values, op.outputs, strict=True) if a.id in dim)
-            continue
-        brought = [
-            dims[dim[a.id]][0]
-            for a, dims in zip(op.inputs, rule.operands, strict=True)
-            if isinstance(a, Value) and a.id in dim and dims[dim[a.id]]
-        ]
-        if not brought:
-            continue
-        factor = found[op.index] = brought[0]
-        for v, dims in zip(op.outputs, rule.results, strict=True):
-            at = [d for d, factors in enumerate(dims) if factors[:1] == (factor,)]
-            if at:
-                dim[v.id] = at[0]
+    known = -1
+    while len(dim) > known:  # a carry may show what it is at the end of its loop only
+        known = len(dim)
+        for op, rule in zip(graph.ops, rules, strict=True):
+            if rule is None:
+                _batch_through_border(graph, op, dim)
+            elif (factor := _batch_factor(op, rule, dim)) is not None:
+                found[op.index] = factor
+                for v, dims in zip(op.outputs, rule.results, strict=True):
+                    at = [d for d, factors in enumerate(dims) if factors[:1] == (factor,)]
+                    if at:
+                        dim.setdefault(v.id, at[0])
     return found
+
+
+def _batch_factor(op: Op, rule: Rule, dim: Mapping[int, int]) -> str | None:
+    for a, dims in zip(op.inputs, rule.operands, strict=True):
+        if isinstance(a, Value) and a.id in dim and dims[dim[a.id]]:
+            return dims[dim[a.id]][0]
+    return None
+
+
+def _batch_through_border(graph: Graph, op: Op, dim: dict[int, int]) -> None:
+    """What goes in at a border has its batch at all other ports of its lane, unless that is the dim that is stacked."""
+    for i, a in enumerate(op.inputs):
+        if isinstance(a, Value) and a.id in dim:
+            lane, stacked = graph.lane_read[op.index, i]
+            inside = dim[a.id] - stacked
+            for v, more in graph.lanes[lane].makes if inside >= 0 else ():
+                dim.setdefault(v.id, inside + more)
 
 
 def _batch_split(
@@ -178,10 +191,13 @@ def weights(graph: Graph, roles: Sequence[str]) -> dict[int, int]:
     """Value id -> input index of the parameter it is, after casts and views."""
     found = {v.id: i for i, (v, r) in enumerate(zip(graph.inputs, roles, strict=True)) if r == "parameter"}
     for op in graph.ops:
-        if op.name in _CARRIES:
-            for a, v in zip(op.inputs, op.outputs, strict=False):
+        if op.region is not None:
+            for i, a in enumerate(op.inputs):
                 if isinstance(a, Value) and a.id in found:
-                    found[v.id] = found[a.id]
+                    made = graph.lanes[graph.lane_read[op.index, i][0]].makes
+                    found.update((v.id, found[a.id]) for v, _ in made)
+        elif op.name in _CARRIES and op.values and op.values[0].id in found:
+            found[op.outputs[0].id] = found[op.values[0].id]
     return found
 
 

@@ -12,12 +12,12 @@ from autosharding.graph import Graph
 from autosharding.plan import Alternative, Memory, Plan
 from autosharding.planner.account import Account
 from autosharding.planner.decode import Decoder
-from autosharding.planner.formulate import BARRIER, Formulation, Restrictions, formulate
+from autosharding.planner.formulate import Formulation, Restrictions, formulate
 from autosharding.planner.liveness import Liveness, liveness
 from autosharding.planner.methods import restrictions
 from autosharding.planner.roles import roles
 from autosharding.planner.tables import Tables
-from autosharding.rules import Rule, rule_for
+from autosharding.rules import Rule, rules_of
 from autosharding.spec import Spec
 from autosharding.strategies import monoids
 from cost_model import Cluster, Topology
@@ -88,7 +88,7 @@ def plan_graph(
     Raises:
         Infeasible: when nothing fits the memory on any mesh tried.
     """
-    rules = [None if op.name == BARRIER else rule_for(op) for op in graph.ops]
+    rules = rules_of(graph)
     state = dict(state or {})
     task = _Task(
         graph, rules, monoids(graph, rules), liveness(graph), roles(graph, state), state, donated, specs or {}, method
@@ -142,7 +142,7 @@ def problem_of(
     graph: Graph, topology: Topology, *, state: Mapping[int, int] | None = None, limit: int | None = None
 ) -> ilp.Problem:
     """The 0-1 program of a graph on a topology, method "auto": for looking at, and for measuring solvers."""
-    rules = [None if op.name == BARRIER else rule_for(op) for op in graph.ops]
+    rules = rules_of(graph)
     found = monoids(graph, rules)
     life = liveness(graph)
     tables = Tables(graph, topology, found, life)

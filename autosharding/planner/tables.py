@@ -67,23 +67,23 @@ class Tables:
         key = (array.dtype.str, array.shape, array.tobytes())
         return self._arrays.setdefault(key, array)
 
-    def matrix(self, space: SpecSpace, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        """float64 [rows, cols]: the price of a reshard between two nodes' states, shared."""
-        key = (id(space), id(rows), id(cols))
+    def matrix(self, space: SpecSpace, rows: np.ndarray, cols: np.ndarray, times: int) -> np.ndarray:
+        """float64 [rows, cols]: the price of so many reshards between two nodes' states, shared."""
+        key = (id(space), id(rows), id(cols), times)
         if key not in self._matrices:
             self._held += [rows, cols]
-            self._matrices[key] = self.shared(space.seconds[np.ix_(rows, cols)])
+            self._matrices[key] = self.shared(space.seconds[np.ix_(rows, cols)] * times)
         return self._matrices[key]
 
-    def same_or_copy(self, space: SpecSpace, rows: np.ndarray) -> np.ndarray:
+    def same_or_copy(self, space: SpecSpace, rows: np.ndarray, times: int) -> np.ndarray:
         """float64 [rows, 2 n]: first the value as it is, at no cost, then copies of it in every other spec."""
-        key = (id(space), id(rows), "copy")
+        key = (id(space), id(rows), "copy", times)
         if key not in self._matrices:
             self._held.append(rows)
             n = len(space.specs)
             same = np.full((len(rows), n), np.inf)
             same[np.arange(len(rows)), rows] = 0.0
-            copy = space.seconds[rows].copy()
+            copy = space.seconds[rows] * times
             copy[np.arange(len(rows)), rows] = np.inf
             self._matrices[key] = self.shared(np.concatenate([same, copy], axis=1))
         return self._matrices[key]

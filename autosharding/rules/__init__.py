@@ -19,7 +19,7 @@ from autosharding.rules import (
     windows,
 )
 from autosharding.rules.base import REGISTRY, Exchange, Rule, Shard, axis_index, numeric, replicated, rule
-from autosharding.rules.lookup import rule_for
+from autosharding.rules.lookup import rule_for, rules_of
 from autosharding.rules.notation import Dim, Dims, Notation, parse
 from autosharding.rules.table import rules_table
 from autosharding.rules.user import register_user_rule
@@ -49,6 +49,7 @@ __all__ = [
     "replicated",
     "rule",
     "rule_for",
+    "rules_of",
     "rules_table",
     "shape",
     "windows",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autosharding.graph import Op
+from autosharding.graph import Graph, Op
 from autosharding.rules.base import REGISTRY, Rule, replicated
 
-_REGIONS = frozenset({"scan", "while", "cond", "shard_map", "pallas_call", "custom_partitioning", "ffi_call"})
+_OPAQUE = frozenset({"shard_map", "pallas_call", "custom_partitioning", "ffi_call"})
+
+
+def rules_of(graph: Graph) -> list[Rule | None]:
+    """The rule of each op; None for the borders of regions, which pass their lanes on."""
+    return [None if op.region is not None else rule_for(op) for op in graph.ops]
 
 
 def rule_for(op: Op) -> Rule:
     """The op's rule, checked against its shapes; the replicated fallback where there is none."""
-    if op.name == "optimization_barrier":
-        raise ValueError("a barrier has a rule for each lane, see barrier.lanes")
     make = REGISTRY.get(op.name)
     if make is None:
-        kind = "region planned as a whole" if op.name in _REGIONS else "primitive without a rule"
+        kind = "a kernel of its own" if op.name in _OPAQUE else "primitive without a rule"
         return replicated(op, f"{op.name}: {kind}")
     return _keys_whole(op, make(op).verify(op))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from autosharding import _jax
 from autosharding.capture import capture
 from autosharding.graph import Graph, Literal, Op, Value
-from autosharding.rules import Rule, rule_for
+from autosharding.rules import Rule, rules_of
 from autosharding.strategies import Strategy, monoids, strategies
 from tests.rules.forced import QUICK, Trial, check_all
 
@@ -84,7 +84,7 @@ def trials_of(
     only: Sequence[str] = (),
 ) -> list[Trial]:
     """A trial for every strategy of every op, or of those named by `only`; `tolerance` is of an op's arrays."""
-    rules = [None if op.name == "optimization_barrier" else rule_for(op) for op in graph.ops]
+    rules = rules_of(graph)
     found = monoids(graph, rules)
     trials = []
     for op, rule in zip(graph.ops, rules, strict=True):
