@@ -80,6 +80,7 @@ class _Flattener:
         self.constants: list[tuple[Value, Any]] = []
         self._n_values = 0
         self._drafts: list[Draft] = []
+        self._cheap: dict[int, Op] = {}
         self._seen_constants: list[dict[int, Value]] = [{}]
         self._lines: dict[int, tuple[Any, str]] = {}
         self._barrier = _jax.barrier_primitive()
@@ -164,9 +165,7 @@ class _Flattener:
         for body in draft.bodies:
             inner, consts = _jax.open_jaxpr(body)
             self._seen_constants.append({})
-            given = [self.value(v.aval) for v in inner.invars]
-            draft.begin(given)
-            env: dict[Any, Atom] = dict(zip(inner.invars, given, strict=True))
+            env = dict(zip(inner.invars, self._given(draft, [v.aval for v in inner.invars], inputs), strict=True))
             env.update(zip(inner.constvars, map(self.constant, consts), strict=True))
             draft.end(self.run(inner, env, stack))
             self._seen_constants.pop()
@@ -183,6 +182,24 @@ class _Flattener:
                 self.ops[at], inputs=tuple(ins), outputs=tuple(outs), effects=False, region=region, border=k
             )
         return results
+
+    def _given(self, draft: Draft, avals: Sequence[Any], inputs: Sequence[Atom]) -> list[Atom]:
+        """What the next body sees. Broadcasts, iota and zeros are made inside, where they cost no memory."""
+        of_outside = draft.of_outside()
+        cheap = {i: op for i, p in of_outside.items() if (op := self._cheap_op(inputs[p]))}
+        small = {i: op.inputs[0] for i, op in cheap.items() if op.values}
+        for i, a in small.items():
+            draft.ins[0][of_outside[i]] = a
+        given = [self.value(small[i].aval if i in small else aval) for i, aval in enumerate(avals)]
+        draft.begin(given)
+        seen: list[Atom] = list(given)
+        for i, op in cheap.items():
+            made = self.value(avals[i])
+            self._add(
+                replace(op, index=len(self.ops), inputs=(given[i],) if i in small else op.inputs, outputs=(made,))
+            )
+            seen[i] = made
+        return seen
 
     def _emit(self, eqn: Any, inputs: list[Atom], stack: Any) -> Sequence[Atom]:
         if all(isinstance(a, Literal) for a in inputs) and (folded := _folded(eqn, inputs)):
@@ -218,7 +235,7 @@ class _Flattener:
     ) -> None:
         """One more op, with what the equation says of its place in the user's program."""
         scope, phase = _jax.scope_and_phase(stack)
-        self.ops.append(
+        self._add(
             Op(
                 index=len(self.ops),
                 name=name,
@@ -234,6 +251,15 @@ class _Flattener:
                 region=region,
             )
         )
+
+    def _cheap_op(self, a: Atom) -> Op | None:
+        """The op that makes a value again at next to no cost."""
+        return self._cheap.get(a.id) if isinstance(a, Value) else None
+
+    def _add(self, op: Op) -> None:
+        self.ops.append(op)
+        if op.is_free or (op.name == "broadcast_in_dim" and op.values and op.values[0].size < op.outputs[0].size):
+            self._cheap[op.outputs[0].id] = op
 
     def _line(self, eqn: Any) -> str:
         tb = eqn.source_info.traceback

@@ -41,6 +41,17 @@ class Draft:
     params: dict[str, Any] = field(default_factory=dict)
     outs: list[list[Value]] = field(default_factory=list)
 
+    def of_outside(self) -> dict[int, int]:
+        """Position of what the next body is given and only reads -> position among the operands."""
+        body = len(self.outs)
+        return {
+            p.position: lane.reads[0].position
+            for lane in self.lanes
+            if not (lane.is_carried or lane.is_stacked or lane.whole) and lane.is_entering
+            for p in lane.makes
+            if p.border == body
+        }
+
     def begin(self, given: Sequence[Value]) -> None:
         """The next body, and what it is given."""
         self.outs.append(list(given))
@@ -91,7 +102,8 @@ def _while(eqn: Any, inputs: Sequence[Atom]) -> Draft:
         Lane((Port(1, 0),), (), whole=True),
     ]
     bodies = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
-    return Draft("while", bodies, _trips(eqn, inputs) or ASSUMED_TRIPS, lanes, [list(inputs)])
+    known = _trips(eqn, inputs)
+    return Draft("while", bodies, ASSUMED_TRIPS if known is None else known, lanes, [list(inputs)])
 
 
 def _carried(border: int, position: int, *, last: int, at: int, inside: tuple[Port, ...]) -> Lane:

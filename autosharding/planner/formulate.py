@@ -272,8 +272,14 @@ class _Builder:
             alone = len(group) == 1 and not self._counts(v)
             source = self._copy(v, parent, tuple(group)) if group and not alone else parent
             for r in group:
-                self.reads[r] = source
-                self._edge(v, source, *self._target(v, r, inputs, outputs))
+                own = self._counts(v) and (len(group) == 1 or self._is_border(r))
+                copy = self._copy(v, source, (r,)) if own and len(group) > 1 else source
+                self.reads[r] = copy
+                self._edge(v, copy, *self._target(v, r, inputs, outputs), as_is=own)
+
+    def _is_border(self, r: Reader) -> bool:
+        """Whether a region reads it: what it reads is there as long as the region runs."""
+        return r[0] < len(self.graph.ops) and self.graph.ops[r[0]].region is not None
 
     def _phase(self, r: Reader) -> str:
         return self.graph.ops[r[0]].phase if r[0] < len(self.graph.ops) else "update"
@@ -305,12 +311,16 @@ class _Builder:
         node = self.copies[v.id][copy].node
         return node, self.specs[node]
 
-    def _edge(self, v: Value, source: int | None, node: int, index: np.ndarray) -> None:
+    def _edge(self, v: Value, source: int | None, node: int, index: np.ndarray, *, as_is: bool = False) -> None:
+        """The price between a value (or a copy of it) and a node; `as_is`: the node takes the copy as it is."""
         if source is None:
             u, rows = self.made[v.id]
         else:
             u, rows = self._copy_rows(v, source)
-        matrix = self.tables.matrix(self.tables.space(v), rows, index, self.graph.times[v.id])
+        space = self.tables.space(v)
+        matrix = (
+            self.tables.same(rows, index) if as_is else self.tables.matrix(space, rows, index, self.graph.times[v.id])
+        )
         if u != node:
             self.edges.append(Edge(u, node, matrix))
         else:  # an op that returns its own operand's state: its own choice pays

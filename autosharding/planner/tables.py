@@ -72,7 +72,15 @@ class Tables:
         key = (id(space), id(rows), id(cols), times)
         if key not in self._matrices:
             self._held += [rows, cols]
-            self._matrices[key] = self.shared(space.seconds[np.ix_(rows, cols)] * times)
+            self._matrices[key] = self.shared(_repeated(space.seconds[np.ix_(rows, cols)], times))
+        return self._matrices[key]
+
+    def same(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """float64 [rows, cols]: free where the specs are equal, else forbidden."""
+        key = (id(rows), id(cols), "same")
+        if key not in self._matrices:
+            self._held += [rows, cols]
+            self._matrices[key] = self.shared(np.where(rows[:, None] == cols[None, :], 0.0, np.inf))
         return self._matrices[key]
 
     def same_or_copy(self, space: SpecSpace, rows: np.ndarray, times: int) -> np.ndarray:
@@ -83,7 +91,7 @@ class Tables:
             n = len(space.specs)
             same = np.full((len(rows), n), np.inf)
             same[np.arange(len(rows)), rows] = 0.0
-            copy = space.seconds[rows] * times
+            copy = _repeated(space.seconds[rows], times)
             copy[np.arange(len(rows)), rows] = np.inf
             self._matrices[key] = self.shared(np.concatenate([same, copy], axis=1))
         return self._matrices[key]
@@ -169,3 +177,8 @@ def exchanges(op: Op, rule: Rule, s: Strategy, topology: Topology) -> list[tuple
         seconds = topology.seconds(e.kind, e.axes, size)
         found.append((e, PlannedExchange(e.kind, e.axes, size, e.elements, e.holds * e.itemsize, seconds)))
     return found
+
+
+def _repeated(seconds: np.ndarray, times: int) -> np.ndarray:
+    """The price of so many; what is forbidden stays so when it is done 0 times."""
+    return seconds * times if times else np.where(np.isfinite(seconds), 0.0, np.inf)
