@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import site
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,11 @@ def barrier_primitive() -> Any:
 def is_drop(var: Any) -> bool:
     """Whether an equation's result is thrown away."""
     return isinstance(var, jex.DropVar)
+
+
+def unplaced(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Params without the shardings that they ask for."""
+    return {k: None if k in ("out_sharding", "sharding") else v for k, v in params.items()}
 
 
 def bind(primitive: Any, context: Any, params: dict[str, Any], args: Sequence[Any]) -> tuple[Any, ...]:

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from autosharding import _jax
 from autosharding.errors import PlanMismatch
-from autosharding.graph import Graph, Lane, Literal, Op, Value
+from autosharding.graph import Graph, Literal, Op, Value
 from autosharding.partition import partition_spec
 from autosharding.plan import AS_MADE, Plan
 from autosharding.reshard import apply
 from autosharding.rules import Rule, Shard, axis_index, rules_of
+from autosharding.run_graph import Run, scalar
 from autosharding.spec import Spec
 
 
@@ -64,38 +64,23 @@ def check(graph: Graph, plan: Plan, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-class _Run:
+class _Run(Run):
     """One trace of the program, or of one body of it, on one device; lives inside `shard_map`."""
 
     def __init__(self, graph: Graph, plan: Plan, rules: Sequence[Rule | None], pulse: Any = None) -> None:
-        self.graph = graph
+        super().__init__(graph, pulse)
         self.plan = plan
         self.rules = rules
-        self.pulse = pulse
         self.mesh: Mapping[str, int] = plan.mesh
-        self.made: dict[int, Any] = {}
         self.copies: dict[int, Any] = {}
         self.free: dict[tuple[int, Spec], Any] = {}
 
     def outputs(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Run all ops on local shards."""
-        self.made.update((v.id, x) for v, x in zip(self.graph.inputs, leaves, strict=True))
-        self.run(0, len(self.graph.ops))
+        self.run_all(leaves)
         return tuple(
             self._read(a, o.read, o.spec, None) for a, o in zip(self.graph.outputs, self.plan.outputs, strict=True)
         )
-
-    def run(self, first: int, last: int) -> None:
-        """The ops from `first` up to `last`; bodies of regions run with the op that opens them."""
-        while first < last:
-            op = self.graph.ops[first]
-            if op.region is not None:
-                with _jax.scope(op.context):
-                    RUN_REGION[op.region.kind](self, op)
-                first = self.graph.borders[first][-1]
-            elif not op.is_free:
-                self._step(op)
-            first += 1
 
     def operands(self, op: Op) -> list[Any]:
         """What an op reads, as it reads it."""
@@ -105,40 +90,21 @@ class _Run:
             found.append(self._read(a, r, s, found[-1] if found else None))
         return found
 
-    def body(self, border: Op, given: Mapping[int, Any], pulse: Any) -> list[Any]:
-        """Run the body that begins at a border; returns what its other border reads.
+    def inner(self, pulse: Any) -> _Run:
+        """For a body."""
+        return _Run(self.graph, self.plan, self.rules, pulse)
 
-        Args:
-            border: its beginning.
-            given: lane of the region -> the array on this device.
-            pulse: an array that differs from run to run of the body; None where there is none.
-        """
-        assert border.region is not None
-        inner = _Run(self.graph, self.plan, self.rules, pulse)
-        inner.define(border, given)
-        after = self.graph.border_after[border.index]
-        inner.run(border.index + 1, after)
-        return inner.operands(self.graph.ops[after])
-
-    def define(self, border: Op, given: Mapping[int, Any]) -> None:
-        """What a border makes, by lane."""
-        assert border.region is not None
-        for n, lane in enumerate(border.region.lanes):
-            for p in lane.makes:
-                if p.border == border.border:
-                    self.made[border.outputs[p.position].id] = given[n]
-
-    def _step(self, op: Op) -> None:
+    def results(self, op: Op) -> Sequence[Any]:
+        """What an op makes."""
         step = self.plan.steps[op.index]
         rule = self.rules[op.index]
         assert rule is not None
         shard = Shard(op, rule, dict(step.factors), step.operands, step.results, self.mesh)
-        results = shard.compute(*self.operands(op))
-        self.made.update((v.id, x) for v, x in zip(op.outputs, results, strict=True))
+        return shard.compute(*self.operands(op))
 
     def _read(self, atom: Value | Literal, read: int, spec: Spec, near: Any) -> Any:
         if isinstance(atom, Literal):
-            return self._as_partial(atom.value, spec) if spec.partial else _scalar(atom)
+            return self._as_partial(atom.value, spec) if spec.partial else scalar(atom)
         if self.graph.is_free(atom):
             return self._free(atom, spec)
         if read == AS_MADE:
@@ -192,112 +158,9 @@ def free_value(op: Op, spec: Spec, mesh: Mapping[str, int]) -> Any:
         return index + jnp.asarray(offset).astype(index.dtype) if spec.dims[dim] else index
     literal = op.inputs[0]
     assert isinstance(literal, Literal)
-    return jax.lax.broadcast(_scalar(literal), shape)
-
-
-def _scalar(literal: Literal) -> Any:
-    return jnp.asarray(literal.value, dtype=literal.aval.dtype)
+    return jax.lax.broadcast(scalar(literal), shape)
 
 
 def _tied(x: Any, near: Any) -> Any:
     """The same array, for XLA no sooner there than `near`, and not the same as any other."""
     return jax.lax.optimization_barrier((x, near))[0] if near is not None else jax.lax.optimization_barrier(x)
-
-
-# ---- regions -------------------------------------------------------------------------------------------------
-
-
-def _barrier(run: _Run, op: Op) -> None:
-    run.define(op, dict(enumerate(jax.lax.optimization_barrier(tuple(run.operands(op))))))
-
-
-def _scan(run: _Run, op: Op) -> None:
-    closing = run.graph.ops[run.graph.borders[op.index][-1]]
-    entering = _by_lane(op, run.operands(op))
-    carried, sliced, pieces = _lanes(op, _is_carried), _lanes(op, _is_sliced), _lanes(op, _is_piece)
-
-    def body(carry: tuple[Any, ...], slices: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        given = entering | dict(zip((*carried, *sliced), (*carry, *slices), strict=True))
-        back = _by_lane(closing, run.body(op, given, next(iter((*carry, *slices)), None)))
-        return tuple(back[n] for n in carried), tuple(back[n] for n in pieces)
-
-    init, xs = tuple(entering[n] for n in carried), tuple(entering[n] for n in sliced)
-    carry, ys = jax.lax.scan(body, init, xs, **op.params)
-    run.define(closing, dict(zip((*carried, *pieces), (*carry, *ys), strict=True)))
-
-
-def _while(run: _Run, op: Op) -> None:
-    middle, closing = (run.graph.ops[i] for i in run.graph.borders[op.index][1:])
-    entering = _by_lane(op, run.operands(op))
-    carried = _lanes(op, _is_carried)
-
-    def given(carry: tuple[Any, ...]) -> dict[int, Any]:
-        return entering | dict(zip(carried, carry, strict=True))
-
-    def condition(carry: tuple[Any, ...]) -> Any:
-        return run.body(op, given(carry), carry[0])[0]
-
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        back = _by_lane(closing, run.body(middle, given(carry), carry[0]))
-        return tuple(back[n] for n in carried)
-
-    carry = jax.lax.while_loop(condition, body, tuple(entering[n] for n in carried))
-    run.define(closing, dict(zip(carried, carry, strict=True)))
-
-
-def _cond(run: _Run, op: Op) -> None:
-    *begins, closing = (run.graph.ops[i] for i in run.graph.borders[op.index])
-    entering = _by_lane(op, run.operands(op))
-    (index,) = _lanes(op, lambda lane: lane.whole)
-    results = _lanes(op, lambda lane: not lane.is_entering)
-
-    def branch(k: int) -> Callable[[], tuple[Any, ...]]:
-        def taken() -> tuple[Any, ...]:
-            after = run.graph.ops[run.graph.border_after[begins[k].index]]
-            back = _by_lane(after, run.body(begins[k], entering, run.pulse))
-            return tuple(back[n] for n in results)
-
-        return taken
-
-    made = jax.lax.switch(entering[index], [branch(k) for k in range(len(begins))])
-    run.define(closing, dict(zip(results, made, strict=True)))
-
-
-RUN_REGION: Mapping[str, Callable[[_Run, Op], None]] = {
-    "barrier": _barrier,
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-}
-
-
-def _lanes(op: Op, test: Callable[[Lane], bool]) -> list[int]:
-    assert op.region is not None
-    return [n for n, lane in enumerate(op.region.lanes) if test(lane)]
-
-
-def _is_carried(lane: Lane) -> bool:
-    return lane.is_carried
-
-
-def _is_sliced(lane: Lane) -> bool:
-    return lane.is_entering and lane.is_stacked
-
-
-def _is_piece(lane: Lane) -> bool:
-    return not lane.is_entering
-
-
-def _by_lane(border: Op, operands: Sequence[Any]) -> dict[int, Any]:
-    """What a border reads, by lane; never weakly typed, so that all runs and branches agree."""
-    assert border.region is not None
-    return {
-        n: _strong(operands[p.position])
-        for n, lane in enumerate(border.region.lanes)
-        for p in lane.reads
-        if p.border == border.border
-    }
-
-
-def _strong(x: Any) -> Any:
-    return jax.lax.convert_element_type(x, x.dtype) if jax.typeof(x).weak_type else x

@@ -185,10 +185,7 @@ class Shard:
 
     def bind(self, *operands: Any, **overrides: Any) -> tuple[Any, ...]:
         """The op's own primitive on local operands, with some of its params replaced."""
-        params = dict(self.op.params) | overrides
-        for key in ("out_sharding", "sharding"):
-            if key in params:
-                params[key] = None
+        params = _jax.unplaced(dict(self.op.params) | overrides)
         return _jax.bind(self.op.primitive, self.op.context, params, operands)
 
     def compute(self, *operands: Any) -> Sequence[Any]:
