@@ -47,6 +47,8 @@ def inlined_body(eqn: Any) -> Any:
         return eqn.params["call_jaxpr"]
     if name in ("remat2", "checkpoint"):
         return eqn.params["jaxpr"]
+    if name == "custom_partitioning" and not hasattr(eqn.params["sharding_rule"], "operand_mappings"):
+        return eqn.params["call"]  # without a rule that says how to split it, its own ops do
     return None
 
 

@@ -261,12 +261,14 @@ def lying_specs(arrays: Sequence[Any], axes: Mapping[str, int] | None, devices: 
 def mesh_in_use(
     arrays: Sequence[Any], graph: Graph, n_devices: int, devices: Sequence[Any] | None
 ) -> Mapping[str, int] | None:
-    """The mesh that arguments lie on already, or that the step's own `with_sharding_constraint`s are written for."""
+    """The mesh that arguments lie on, or that the step's own constraints and `shard_map`s are written for."""
     for x in arrays if devices is not None else ():
         if (axes := lies_on(x, devices or ())) is not None:
             return axes
     for op in graph.ops:
-        mesh = getattr(op.params.get("sharding"), "mesh", None) if op.name == "sharding_constraint" else None
+        mesh = op.params["mesh"] if op.name == "shard_map" else None
+        if op.name == "sharding_constraint":
+            mesh = getattr(op.params.get("sharding"), "mesh", None)
         if mesh is not None and mesh.size == n_devices > 1:
             return {str(a): int(n) for a, n in mesh.shape.items()}
     return None

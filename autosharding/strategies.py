@@ -88,6 +88,8 @@ def strategies(
         result_monoids: the same for each output.
         partial_operands: False leaves out partial sums that pass through.
     """
+    if rule.specs is not None:
+        return (Strategy((), *rule.specs(mesh)),)
     options: list[object] = [None, *_splittable(rule)]
     if partial_operands and rule.known:
         options += _passes(op, rule, operand_monoids)

@@ -182,3 +182,42 @@ def test_a_program_compiled_here():
         ("all-to-all", ("y",)): local,
         ("collective-permute", ("x",)): local,
     }
+
+
+LOOPS = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %ar = f32[8]{0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+%test (p: (s32[], f32[8])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%branch.1 (p: (f32[8])) -> f32[32] {
+  ROOT %ag = f32[32]{0} all-gather(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+
+%branch.2 (p: (f32[8])) -> f32[32] {
+  ROOT %b = f32[32]{0} broadcast(%c), dimensions={}
+}
+
+%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %w = (s32[], f32[8]) while(%t), condition=%test, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
+  %c = f32[32]{0} conditional(%i, %t1, %t2), branch_computations={%branch.1, %branch.2}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w1 = (s32[], f32[8]) while(%t), condition=%test, body=%outer, backend_config={"known_trip_count":{"n":"3"}}
+  %w2 = (s32[], f32[8]) while(%t), condition=%test, body=%inner
+  %ar1 = f32[8]{0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+"""
+
+
+def test_collectives_count_as_often_as_their_loops_run():
+    found = {c.name: c.times for c in collectives(HEAD + LOOPS, unknown_trips=7)}
+    assert found == {"ar": 3 * 5 + 7, "ag": 3, "ar1": 1}

@@ -272,14 +272,15 @@ class _Builder:
             alone = len(group) == 1 and not self._counts(v)
             source = self._copy(v, parent, tuple(group)) if group and not alone else parent
             for r in group:
-                own = self._counts(v) and (len(group) == 1 or self._is_border(r))
+                own = self._counts(v) and (len(group) == 1 or self._enters(r))
                 copy = self._copy(v, source, (r,)) if own and len(group) > 1 else source
                 self.reads[r] = copy
                 self._edge(v, copy, *self._target(v, r, inputs, outputs), as_is=own)
 
-    def _is_border(self, r: Reader) -> bool:
-        """Whether a region reads it: what it reads is there as long as the region runs."""
-        return r[0] < len(self.graph.ops) and self.graph.ops[r[0]].region is not None
+    def _enters(self, r: Reader) -> bool:
+        """Whether a loop or branch reads it from outside: what it reads is there as long as it runs."""
+        op = self.graph.ops[r[0]] if r[0] < len(self.graph.ops) else None
+        return op is not None and op.region is not None and op.region.bodies > 0 and op.border == 0
 
     def _phase(self, r: Reader) -> str:
         return self.graph.ops[r[0]].phase if r[0] < len(self.graph.ops) else "update"

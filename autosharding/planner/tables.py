@@ -116,6 +116,7 @@ class Tables:
             rule.flops,
             rule.known,
             str(sorted(op.params.items())) if rule.admits or rule.exchanges else "",
+            rule.specs,
             tuple(map(self._facts, op.inputs)),
             tuple(map(self._facts, op.outputs)),
         )

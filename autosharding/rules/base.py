@@ -42,6 +42,8 @@ class Rule:
             of 256 rows, a result of 128), and the pieces of operand and result lie side by side.
         admits: whether a cut, factor -> number of pieces, can be run; None where every cut that divides can.
         exchanges: the collectives that the op makes itself on a shard, between its operands and its results.
+        specs: the one way to run it, from the mesh: (specs of the operands, specs of the results); None where the
+            factors say all. The flops are then those of one device.
         localise: new params for a shard, or None when the params do not speak of sizes.
         run: how to compute on a shard where that is more than binding the primitive; takes the `Shard` and
             the local operands, returns the local results.
@@ -61,6 +63,7 @@ class Rule:
     slides: frozenset[str] = frozenset()
     admits: Callable[[Mapping[str, int]], bool] | None = None
     exchanges: Callable[[Shard], Sequence[Exchange]] | None = None
+    specs: Callable[[Mapping[str, int]], tuple[tuple[Spec, ...], tuple[Spec, ...]]] | None = None
     localise: Callable[[Shard], Mapping[str, Any]] | None = None
     run: Callable[..., Sequence[Any]] | None = None
     reason: str = ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from autosharding.graph import Graph, Op
 from autosharding.rules.base import REGISTRY, Rule, replicated
 
-_OPAQUE = frozenset({"shard_map", "pallas_call", "custom_partitioning", "ffi_call"})
+_OPAQUE = frozenset({"pallas_call", "ffi_call"})
 
 
 def rules_of(graph: Graph) -> list[Rule | None]:
