@@ -47,9 +47,58 @@ def inlined_body(eqn: Any) -> Any:
         return eqn.params["call_jaxpr"]
     if name in ("remat2", "checkpoint"):
         return eqn.params["jaxpr"]
+    if name == "custom_linear_solve":
+        return eqn.params["jaxprs"].solve
     if name == "custom_partitioning" and not hasattr(eqn.params["sharding_rule"], "operand_mappings"):
         return eqn.params["call"]  # without a rule that says how to split it, its own ops do
     return None
+
+
+def inlined_inputs(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
+    """The operands of an equation that its inlined body takes."""
+    if eqn.primitive.name != "custom_linear_solve":
+        return inputs
+    before, constants, behind = _solve_counts(eqn)
+    return [*inputs[before : before + constants], *inputs[before + constants + behind :]]
+
+
+def _solve_counts(eqn: Any) -> tuple[int, int, int]:
+    """(constants of what comes before the solve, its own, those of what comes behind it)."""
+    n = eqn.params["const_lengths"]
+    return n.matvec + n.vecmat, n.solve, n.transpose_solve
+
+
+def unbatched_while(condition: Any, body: Any, asks: int, does: int) -> tuple[Any, Any]:
+    """A loop under `vmap` whose examples end at different times, as one loop that holds still those that have ended.
+
+    Args:
+        condition: of (its constants, carries) -> bool of the batch's shape.
+        body: of (its constants, carries) -> carries.
+        asks: number of the condition's constants.
+        does: number of the body's constants.
+
+    Returns:
+        (condition, body), where the body takes the condition's constants before its own.
+    """
+    ask, do = jex.jaxpr_as_fun(condition), jex.jaxpr_as_fun(body)
+
+    def any_goes_on(*args: Any) -> Any:
+        return jax.numpy.any(ask(*args)[0])
+
+    def go_on(*args: Any) -> list[Any]:
+        carries = args[asks + does :]
+        (goes_on,) = ask(*args[:asks], *carries)
+        dims = tuple(range(goes_on.ndim))
+        return [
+            jax.lax.select_n(jax.lax.broadcast_in_dim(goes_on, old.shape, dims), old, new)
+            for old, new in zip(carries, do(*args[asks:]), strict=True)
+        ]
+
+    def shapes(avals: Sequence[Any]) -> list[Any]:
+        return [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
+
+    own = shapes(condition.in_avals)
+    return trace(any_goes_on, own), trace(go_on, [*own[:asks], *shapes(body.in_avals)])
 
 
 def scan_counts(params: Any) -> tuple[int, int]:

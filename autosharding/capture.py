@@ -1,9 +1,9 @@
 """From a function of arrays to a `Graph`: traced once, calls inlined, dead and doubled work removed.
 
-`jit`, `custom_jvp_call`, `custom_vjp_call` and `closed_call` are replaced by their bodies. So is `jax.checkpoint`;
-where it is differentiated its arguments first pass an `optimization_barrier`, which is what keeps XLA from undoing the
-recomputation. `scan`, `while` and `cond` become regions of the graph (see `capture_regions`). Closed-over arrays become
-inputs like any other.
+`jit`, `custom_jvp_call`, `custom_vjp_call`, `closed_call` and `custom_linear_solve` are replaced by their bodies. So is
+`jax.checkpoint`; where it is differentiated its arguments first pass an `optimization_barrier`, which is what keeps XLA
+from undoing the recomputation. `scan`, `while` and `cond` become regions of the graph (see `capture_regions`).
+Closed-over arrays become inputs like any other.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class _Flattener:
         inner, consts = _jax.open_jaxpr(body)
         if _jax.is_barrier_region(eqn):
             inputs = self._barred(eqn, inputs, stack)
-        env = dict(zip(inner.invars, inputs, strict=True))
+        env = dict(zip(inner.invars, _jax.inlined_inputs(eqn, inputs), strict=True))
         env.update(zip(inner.constvars, map(self.constant, consts), strict=True))
         return self.run(inner, env, stack)
 

@@ -91,6 +91,11 @@ def _scan(eqn: Any, inputs: Sequence[Atom]) -> Draft:
 def _while(eqn: Any, inputs: Sequence[Atom]) -> Draft:
     """Two bodies: the condition, given (its constants, carries), and the body, given (its constants, carries)."""
     asks, does = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    condition, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    if condition.out_avals[0].shape:
+        condition, body = _jax.unbatched_while(condition, body, asks, does)
+        inputs = [*inputs[:asks], *inputs]
+        does += asks
     first = asks + does
     lanes = [
         *(Lane((Port(0, i),), (Port(0, i),)) for i in range(asks)),
@@ -101,9 +106,8 @@ def _while(eqn: Any, inputs: Sequence[Atom]) -> Draft:
         ),
         Lane((Port(1, 0),), (), whole=True),
     ]
-    bodies = [eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]]
-    known = _trips(eqn, inputs)
-    return Draft("while", bodies, ASSUMED_TRIPS if known is None else known, lanes, [list(inputs)])
+    known = _trips(condition, body, asks, does, inputs)
+    return Draft("while", [condition, body], ASSUMED_TRIPS if known is None else known, lanes, [list(inputs)])
 
 
 def _carried(border: int, position: int, *, last: int, at: int, inside: tuple[Port, ...]) -> Lane:
@@ -129,11 +133,10 @@ DRAFTS: Mapping[str, Callable[[Any, Sequence[Atom]], Draft]] = {"scan": _scan, "
 # ---- how often a `while` runs ----------------------------------------------------------------------------
 
 
-def _trips(eqn: Any, inputs: Sequence[Atom]) -> int | None:
+def _trips(condition: Any, body: Any, asks: int, does: int, inputs: Sequence[Atom]) -> int | None:
     """Runs of a loop that counts from one literal to another by a third; None for all others."""
-    asks, does = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    condition, _ = _jax.open_jaxpr(eqn.params["cond_jaxpr"])
-    body, _ = _jax.open_jaxpr(eqn.params["body_jaxpr"])
+    condition, _ = _jax.open_jaxpr(condition)
+    body, _ = _jax.open_jaxpr(body)
     if len(condition.eqns) != 1 or condition.outvars[0] is not condition.eqns[0].outvars[0]:
         return None
     test = condition.eqns[0]

@@ -148,7 +148,7 @@ class _Run(Run):
 
 
 def free_value(op: Op, spec: Spec, mesh: Mapping[str, int]) -> Any:
-    """`broadcast_in_dim` of a literal or `iota`, local piece under a spec (its partial axes ignored)."""
+    """`broadcast_in_dim` of a literal, `iota` or `empty`: local piece under a spec (its partial axes ignored)."""
     out = op.outputs[0]
     shape = spec.local_shape(out.shape, mesh)
     if op.name == "iota":
@@ -156,6 +156,8 @@ def free_value(op: Op, spec: Spec, mesh: Mapping[str, int]) -> Any:
         offset = axis_index(spec.dims[dim], mesh) * shape[dim]
         index = jax.lax.broadcasted_iota(op.params["dtype"], shape, dim)
         return index + jnp.asarray(offset).astype(index.dtype) if spec.dims[dim] else index
+    if not op.inputs:
+        return jnp.zeros(shape, out.aval.dtype)
     literal = op.inputs[0]
     assert isinstance(literal, Literal)
     return jax.lax.broadcast(scalar(literal), shape)

@@ -194,5 +194,5 @@ class Decoder:
         return tuple(
             Unresolved(op.index, op.where, rule.reason)
             for op, rule in zip(self.graph.ops, self.rules, strict=True)
-            if rule is not None and not rule.known
+            if rule is not None and not rule.known and not op.is_free
         )
