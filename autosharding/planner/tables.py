@@ -169,7 +169,7 @@ class Tables:
 
 def exchanges(op: Op, rule: Rule, s: Strategy, topology: Topology) -> list[tuple[Exchange, PlannedExchange]]:
     """The collectives that an op makes itself under a strategy: as its rule says, and priced."""
-    if rule.exchanges is None or not s.factors:
+    if rule.exchanges is None or not (s.factors or rule.specs):
         return []
     shard = Shard(op, rule, dict(s.factors), s.operands, s.results, topology.shape)
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -10,9 +11,9 @@ import jax
 
 from autosharding.capture import from_jaxpr
 from autosharding.errors import RuleError, UnsupportedProgram
-from autosharding.graph import Op
+from autosharding.graph import Graph, Op
 from autosharding.partition import partition_spec
-from autosharding.rules.base import Rule, Shard, replicated, rule
+from autosharding.rules.base import Exchange, Rule, Shard, replicated, rule
 from autosharding.rules.lookup import rules_of
 from autosharding.rules.notation import Dims
 from autosharding.run_graph import Plain
@@ -24,13 +25,15 @@ from autosharding.spec import Spec
 @rule("shard_map")
 def mapped(op: Op) -> Rule:
     """As its own specs say; every device runs the body as it stands."""
-    body = from_jaxpr(op.params["jaxpr"])
+    traced = from_jaxpr(op.params["jaxpr"])
+    body = replace(traced, ops=tuple(replace(o, context=None) for o in traced.ops))  # it was traced in its own mesh
     return Rule(
         operands=tuple(((),) * a.rank for a in op.inputs),
         results=tuple(((),) * v.rank for v in op.outputs),
         sizes={},
         flops=sum(r.flops * n for r, n in zip(rules_of(body), body.op_times, strict=True) if r is not None),
         specs=lambda mesh: _specs(op, mesh),
+        exchanges=lambda shard: _exchanges(body),
         run=lambda shard, *operands: _Mapped(body).outputs(operands),
     )
 
@@ -58,6 +61,32 @@ def _specs(op: Op, mesh: Mapping[str, int]) -> tuple[tuple[Spec, ...], tuple[Spe
 def _spec(entries: Any, rank: int) -> Spec:
     dims = [(e,) if isinstance(e, str) else tuple(e or ()) for e in entries]
     return Spec((*dims, *((),) * (rank - len(dims))))
+
+
+_COLLECTIVES = {
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "pmax": "all-reduce",
+    "pmin": "all-reduce",
+    "all_gather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+    "ppermute": "collective-permute",
+}
+"""Primitives that talk, and what XLA calls that."""
+
+
+def _exchanges(body: Graph) -> list[Exchange]:
+    """The user's own collectives, each as often as the loops around it run."""
+    found = []
+    for op, times in zip(body.ops, body.op_times, strict=True):
+        kind = _COLLECTIVES.get(op.name)
+        if kind is not None:
+            over = op.params["axes"] if "axes" in op.params else op.params["axis_name"]
+            axes = (over,) if isinstance(over, str) else tuple(over)
+            counted = op.outputs if kind == "all-gather" else op.values
+            found += [Exchange(kind, axes, v.size * times, v.itemsize, holds=0) for v in counted]
+    return found
 
 
 class _Mapped(Plain):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.experimental.custom_partitioning import SdyShardingRule
 from jax.lax import (
     ConvDimensionNumbers,
     GatherDimensionNumbers,
@@ -121,6 +123,10 @@ _EXAMPLES: dict[str, _Example] = {
     "bitcast_convert_type": _Example((_A,), (_A,)),
     "random_bits": _Example(((),), (_A,), {}, "key<fry>"),
     "threefry2x32": _Example((_A,) * 4, (_A, _A)),
+    "shard_map": _Example((_A,), (_A,), {"jaxpr": SimpleNamespace(invars=(), constvars=(), eqns=(), outvars=())}),
+    "custom_partitioning": _Example(
+        (_A, (6, 8)), ((4, 8),), {"sharding_rule": SdyShardingRule((("i", "k"), ("k", "j")), (("i", "j"),))}
+    ),
     "debug_print": _Example((_A,), ()),
     "debug_callback": _Example((_A,), ()),
 }
