@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.experimental.custom_partitioning import SdyShardingRule
+from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule
 from jax.lax import (
     ConvDimensionNumbers,
     GatherDimensionNumbers,
@@ -125,7 +125,9 @@ _EXAMPLES: dict[str, _Example] = {
     "threefry2x32": _Example((_A,) * 4, (_A, _A)),
     "shard_map": _Example((_A,), (_A,), {"jaxpr": SimpleNamespace(invars=(), constvars=(), eqns=(), outvars=())}),
     "custom_partitioning": _Example(
-        (_A, (6, 8)), ((4, 8),), {"sharding_rule": SdyShardingRule((("i", "k"), ("k", "j")), (("i", "j"),))}
+        (_A, (6, 8)),
+        ((4, 8),),
+        {"sharding_rule": SdyShardingRule((ArrayMapping("i", "k"), ArrayMapping("k", "j")), (ArrayMapping("i", "j"),))},
     ),
     "debug_print": _Example((_A,), ()),
     "debug_callback": _Example((_A,), ()),
