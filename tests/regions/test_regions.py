@@ -229,7 +229,7 @@ def test_under_a_limit_weights_are_gathered_layer_by_layer():
     limited = asd.parallelize(step, method="fsdp", mesh={"x": 8}, memory=free.memory.peak * 3 // 4)
     plan = limited.plan(*args)
     assert plan.memory.peak <= free.memory.peak * 3 // 4
-    assert {c.times for c in plan.collectives if c.kind == "all-gather"} == {layers}
+    assert layers in {c.times for c in plan.collectives if c.kind == "all-gather"}
     assert plan.communication_seconds == pytest.approx(sum(c.seconds for c in plan.collectives))
     compared = compare(plan, limited.compile(*args))
     assert compared.agrees, str(compared)
