@@ -29,8 +29,14 @@ TINY = 4_000
 EXACT = 60_000
 """Table entries up to which the exact program is tried on a kernel."""
 
+UNTIMED_PRICE = 200_000
+"""Work that the exact program counts per table entry where no seconds are there to end it."""
+
+UNTIMED_EXACT = 7_000
+"""The same where no seconds are there to end it."""
+
 LIMITED_EXACT = 6_000
-"""The same where memory is limited and no seconds are there to end it."""
+"""The same where memory is limited besides."""
 
 LIMITED_NODES = 10
 """The same for a part of a problem whose memory is limited: its root alone may take seconds."""
@@ -227,7 +233,9 @@ def _close(
 
 def _most(clock: Clock, limited: bool) -> int:
     """Table entries up to which the exact program is tried."""
-    return LIMITED_EXACT if limited and clock.seconds is None else EXACT
+    if clock.seconds is not None:
+        return EXACT
+    return LIMITED_EXACT if limited else UNTIMED_EXACT
 
 
 def _fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
@@ -279,8 +287,8 @@ def _kernel(
 def _offer(relaxation: Relaxation, incumbent: Incumbent, reduced: Reduced, clock: Clock) -> Answer:
     """Solve what is left by the exact program, and offer its choice."""
     assert reduced.small is not None
-    clock.spend(1000 * entries(reduced.small))
     limited = reduced.small.limit is not None
+    clock.spend((1000 if limited or clock.seconds is not None else UNTIMED_PRICE) * entries(reduced.small))
     stop = replace(_stop(clock, 0.3, LIMITED_NODES if limited else 200), gap=max(clock.gap, 1e-6) / 2)
     answer = exact(reduced.small, stop, around=relaxation.bound)
     if answer.choice is not None:

@@ -27,6 +27,9 @@ Report = Callable[[str], None]
 GAP = 1e-3
 """Relative gap at which the solver may stop."""
 
+WORK = 10_000_000_000
+"""Table entries that a solve without a memory limit may look at: about a minute."""
+
 LIMITED_WORK = 200_000_000
 """Table entries that a solve under a memory limit may look at, besides a multiple of what the free one looked at."""
 
@@ -174,7 +177,7 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
     entries = sum(e.cost.size for e in free.problem.edges)
     if best < math.inf and entries > TABLE_ENTRIES:
         return f"not planned: {entries:,} table entries are more than {TABLE_ENTRIES:,}"
-    solution = ilp.solve(free.problem, gap=GAP)
+    solution = ilp.solve(free.problem, gap=GAP, work=WORK)
     if solution.status == "infeasible":
         raise Infeasible(_contradiction(task, topology))
     if solution.bound >= best:
