@@ -1,7 +1,9 @@
 """The memory account of a plan: every array that is there, from when to when, with its bytes on one device.
 
 What is returned has its buffer from the start of the call, as XLA allocates it: one of a donated argument, or its own,
-which until then may hold a passing array that is no larger.
+which until then may hold a passing array that is no larger. Ops run in program order, but one that lets go of more than
+it makes runs as soon as it can, as XLA's scheduler has it. Time goes in half steps: op `i` runs at `2 i`, and at
+`2 i - 1` what was made for it or put before it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autosharding.graph import Graph, Value
+from autosharding.graph import Graph, Op, Value
 from autosharding.plan import AS_MADE, Copy, Held, Memory, Output, Step
 from autosharding.planner.liveness import Liveness
 from autosharding.spec import Spec
@@ -55,7 +57,8 @@ class Account:
     ) -> None:
         self.graph, self.life, self.made, self.mesh = graph, life, made, mesh
         self.copies, self.outputs, self.donated = copies, outputs, donated
-        self.last = len(graph.ops) + 1
+        self.last = 2 * (len(graph.ops) + 1)
+        self.when = [2 * op.index for op in graph.ops]
         self.until: dict[tuple[int, int], int] = {}  # (value, copy) -> when it is read last
         self.at: dict[int, int] = {}  # copy -> when it is made
         self.sent: dict[int, int] = {}  # value -> when a collective takes it last
@@ -69,9 +72,11 @@ class Account:
         for a in alive:
             load[a.begin] += a.bytes
             load[min(a.end, self.last)] -= a.bytes
-        over_time = np.cumsum(load)[: self.last]
-        at = int(over_time.argmax())
-        there = sorted(((a.bytes, a.what) for a in alive if a.begin <= at < a.end), reverse=True)[:LARGEST]
+        halves = np.cumsum(load)[: self.last]
+        half = int(halves.argmax())
+        at = (half + 1) // 2
+        over_time = np.maximum(halves[::2], np.append(0, halves[1:-1:2]))
+        there = sorted(((a.bytes, a.what) for a in alive if a.begin <= half < a.end), reverse=True)[:LARGEST]
         arguments = sum(self._bytes(v, self.made[v.id]) for v in self.graph.inputs)
         largest = tuple(Held(what, size) for size, what in there)
         return Memory(budget, arguments, int(over_time[at]), at, tuple(map(int, over_time)), largest)
@@ -80,10 +85,10 @@ class Account:
         self.until[value, copy] = max(self.until.get((value, copy), 0), time)
 
     def _note_reads(self) -> None:
-        for op, step in zip(self.graph.ops, self.steps, strict=True):
-            for i, (a, read) in enumerate(zip(op.inputs, step.reads, strict=True)):
-                if isinstance(a, Value) and not self.graph.is_free(a):
-                    self._read(a.id, read, self.life.use[op.index][i])
+        readers = self._readers()
+        self._hoist(readers)
+        for key, by_op in readers.items():
+            self.until[key] = max(by_op.values())
         for a, o in zip(self.graph.outputs, self.outputs, strict=True):
             if isinstance(a, Value):
                 self._read(a.id, o.read, self.last)
@@ -93,19 +98,64 @@ class Account:
             if any(m.on_wire for m in c.moves):
                 self.sent[c.value] = max(self.sent.get(c.value, 0), made_at + 1)
 
+    def _readers(self) -> dict[tuple[int, int], dict[int, int]]:
+        """For each (value, copy) the ops that read it and until when they need it."""
+        found: dict[tuple[int, int], dict[int, int]] = {}
+        for op, step in zip(self.graph.ops, self.steps, strict=True):
+            for a, read, until in zip(op.inputs, step.reads, self.life.use[op.index], strict=True):
+                if isinstance(a, Value) and not self.graph.is_free(a):
+                    found.setdefault((a.id, read), {})[op.index] = 2 * until
+        return found
+
+    def _hoist(self, readers: Mapping[tuple[int, int], dict[int, int]]) -> None:
+        """Have ops that let go of more than they make run as soon as what they read is there."""
+        kept = {(v.id, AS_MADE) for v in self.graph.inputs} | {(c.value, c.source) for c in self.copies}
+        kept |= {(a.id, o.read) for a, o in zip(self.graph.outputs, self.outputs, strict=True) if isinstance(a, Value)}
+        fence = 0
+        for op, step in zip(self.graph.ops, self.steps, strict=True):
+            if op.region is not None:
+                fence = 2 * op.index + 1
+            elif self._stands_alone(op):
+                reads = {(a.id, r) for a, r in zip(op.inputs, step.reads, strict=True) if isinstance(a, Value)}
+                ready = max([fence, *(self._there(*key, op) for key in reads)])
+                others = {key: max((t for i, t in readers[key].items() if i != op.index), default=0) for key in reads}
+                freed = sum(self._size(*key) for key in reads - kept if others[key] <= ready)
+                if freed > sum(self._bytes(v, self.made[v.id]) for v in op.outputs):
+                    self.when[op.index] = ready
+                    for key in reads:
+                        readers[key][op.index] = ready + 1
+
+    def _stands_alone(self, op: Op) -> bool:
+        """Whether nothing is fused into the op, nor it into another, and it writes new memory."""
+        there = self.life.materialised
+        return (
+            not (op.is_free or op.effects)
+            and all(there[v.id] for v in op.outputs)
+            and all(there[a.id] for a in op.inputs if isinstance(a, Value))
+            and self.life.use[op.index] == (op.index + 1,) * len(op.inputs)
+        )
+
+    def _there(self, value: int, copy: int, reader: Op) -> int:
+        """When the reader finds a value."""
+        if copy != AS_MADE and self.copies[copy].before != reader.index:
+            return self.when[self.copies[copy].before]
+        if copy != AS_MADE:
+            return self._there(value, self.copies[copy].source, reader) + 1
+        op = self.graph.producer[value]
+        return 0 if op is None else self.when[op.index] + 1
+
     def _made_at(self, copy: Copy) -> int:
         """Before its first reader; one smaller than what it is made of, as soon as that is read by nobody else.
 
         XLA's scheduler, which keeps memory low, does the same.
         """
-        reader = min(copy.before, len(self.graph.ops))
+        reader = max(0, (*self.when, self.last - 2)[copy.before] - 1)
         op = self.graph.producer[copy.value]
-        v = self.graph.values[copy.value]
         if copy.again or copy.source != AS_MADE or op is None:
             return reader
-        if self._bytes(v, copy.spec) >= self._bytes(v, self.made[v.id]):
+        if self._bytes(self.graph.values[copy.value], copy.spec) >= self._size(copy.value, AS_MADE):
             return reader
-        return min(reader, max(op.index + 1, self.until.get((v.id, AS_MADE), 0)))
+        return min(reader, max(self.when[op.index] + 1, self.until.get((copy.value, AS_MADE), 0)))
 
     def _alive(self) -> Iterator[Alive]:
         for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
@@ -129,8 +179,8 @@ class Account:
             if op.is_free:
                 continue
             for v in op.outputs:
-                begin = self.life.begin[v.id]
-                end = max(self.until.get((v.id, AS_MADE), begin + 1), self.life.place[v.id])
+                begin = self.when[op.index] if self.life.begin[v.id] == op.index else 2 * self.life.begin[v.id]
+                end = max(self.until.get((v.id, AS_MADE), begin + 1), 2 * self.life.place[v.id])
                 if not self.life.held[v.id]:  # a fused value is there only where a collective takes it
                     end = begin if self.life.materialised[v.id] else self.sent.get(v.id, 0)
                 if end > begin and (v.id, AS_MADE) not in taken:
@@ -143,9 +193,13 @@ class Account:
             if op.name in WORKSPACES:
                 v = op.values[-1]
                 size = prod(step.operands[-1].local_shape(v.shape, self.mesh)) * WORKSPACES[op.name](v.rank, v.itemsize)
-                yield Alive(f"workspace of {op.where}", op.index, op.index + 1, size)
+                yield Alive(f"workspace of {op.where}", self.when[op.index], self.when[op.index] + 1, size)
             if held := sum(e.holds for e in step.exchanges):
-                yield Alive(f"what {op.where} fetches", op.index, op.index + 1, held)
+                yield Alive(f"what {op.where} fetches", self.when[op.index], self.when[op.index] + 1, held)
+
+    def _size(self, value: int, copy: int) -> int:
+        spec = self.made[value] if copy == AS_MADE else self.copies[copy].spec
+        return self._bytes(self.graph.values[value], spec)
 
     def _bytes(self, v: Value, spec: Spec) -> int:
         return spec.local_bytes(v.shape, v.itemsize, self.mesh)
