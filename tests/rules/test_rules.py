@@ -287,16 +287,16 @@ case(
     "ragged",
     lax.ragged_dot,
     arr(8, 4),
-    arr(2, 4, 6, seed=1),
-    np.array([3, 5], np.int32),
+    arr(4, 4, 6, seed=1),
+    np.array([3, 0, 4, 0], np.int32),
     splits="ragged_dot_general",
 )
 case(
     "ragged grads",
     lambda x, w, g, t: jax.vjp(lambda x, w: lax.ragged_dot(x, w, g), x, w)[1](t),
     arr(8, 4),
-    arr(2, 4, 6, seed=1),
-    np.array([3, 5], np.int32),
+    arr(4, 4, 6, seed=1),
+    np.array([0, 2, 1, 4], np.int32),
     arr(8, 6),
     splits="ragged_dot_general",
 )
