@@ -9,6 +9,7 @@ What is here and why it cannot be had from the public names:
 
 from __future__ import annotations
 
+import functools
 import os
 import site
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,7 +194,11 @@ def user_line(source_info: Any) -> str:
 
 def dtype_facts(aval: Any) -> tuple[str, str, int]:
     """(`f32`, `float32`, 4) for an abstract value; typed PRNG keys count the bytes of their words."""
-    dtype = aval.dtype
+    return _dtype_facts(aval.dtype)
+
+
+@functools.cache
+def _dtype_facts(dtype: Any) -> tuple[str, str, int]:
     if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
         return str(dtype), str(dtype), int(np.prod(words.shape)) * words.dtype.itemsize

@@ -16,10 +16,13 @@ import numpy as np
 
 from autosharding import _jax
 from autosharding.capture_regions import DRAFTS, Draft
+from autosharding.collector import collector_paused
+from autosharding.doubles import without_doubles
 from autosharding.errors import UnsupportedProgram
 from autosharding.graph import Atom, Graph, Lane, Literal, Op, Port, Region, Value, regions
 
 
+@collector_paused()
 def capture(
     fun: Callable[..., Any],
     avals: Sequence[Any],
@@ -401,50 +404,6 @@ def _around(ops: Sequence[Op], opening: Mapping[int, int]) -> list[tuple[int, ..
         if op.region is not None and op.border < op.region.bodies:
             stack.append(opening[i])
     return found
-
-
-def without_doubles(graph: Graph) -> Graph:
-    """Each op on the same operands once (common subexpressions); never across a barrier or a border."""
-    same: dict[int, Value] = {}
-    seen: dict[Any, tuple[Value, ...]] = {}
-    kept: list[Op] = []
-
-    def now(a: Atom) -> Atom:
-        return same.get(a.id, a) if isinstance(a, Value) else a
-
-    bodies: list[int] = []  # in which bodies we are: the positions of the borders that began them
-    for i, op in enumerate(graph.ops):
-        op = replace(op, inputs=tuple(map(now, op.inputs)))
-        if op.region is not None and op.border:
-            bodies.pop()
-        if op.region is not None and op.border < op.region.bodies:
-            bodies.append(i)
-        meaning = _meaning(op)
-        key = meaning and (*bodies, meaning)
-        if key is not None and key in seen:
-            same.update((v.id, w) for v, w in zip(op.outputs, seen[key], strict=True))
-            continue
-        if key is not None:
-            seen[key] = op.outputs
-        kept.append(op)
-    return replace(graph, ops=tuple(kept), outputs=tuple(map(now, graph.outputs)))
-
-
-def _meaning(op: Op) -> Any:
-    if op.effects or op.region is not None:
-        return None
-    atoms = tuple(a.id if isinstance(a, Value) else (str(a.value), a.dtype, str(a.aval)) for a in op.inputs)
-    key = (
-        op.name,
-        atoms,
-        tuple(sorted(op.params.items(), key=lambda kv: kv[0])),
-        tuple(v.type for v in op.outputs),
-    )
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
 
 
 def _inference_is_forward(graph: Graph) -> Graph:

@@ -254,7 +254,7 @@ class Op:
     @property
     def is_free(self) -> bool:
         """Made of literals alone (iota, zeros): every reader makes its own, in the split it wants, at no cost."""
-        return not self.values and not self.effects and self.name in ("iota", "broadcast_in_dim", "empty", "empty2")
+        return self.name in ("iota", "broadcast_in_dim", "empty", "empty2") and not self.values and not self.effects
 
     @property
     def where(self) -> str:

@@ -26,7 +26,7 @@ from autosharding.verify import Verification, verify
 MODELS = Path(__file__).parent.parent / "examples" / "models"
 METHODS = ("auto", "fsdp", "megatron")
 STEPS = 3
-SMALL = 1024
+SMALL = 256
 """Elements below which an op that no rule can split is not worth a word."""
 
 HEADER = (
@@ -55,7 +55,7 @@ CPU devices.
   of the difference over the norm of the output; of rounding: what that output changes by when the inputs are changed in
   the seventh digit on one device. "DIFFERS" where it is more than 1e-4 and more than ten times rounding.
 - planning s: processor seconds of capture, rules, prices and solve.
-- without a rule: ops that run replicated because nothing is known of them; held whole: ops of at least 1024 elements
+- without a rule: ops that run replicated because nothing is known of them; held whole: ops of at least 256 elements
   that have a rule by which nothing can be split, how often they stand in the program, and the share of the planned
   computation they take. All other ops that are not split could be: the plan found it cheaper so.
 

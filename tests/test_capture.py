@@ -28,6 +28,18 @@ def test_common_subexpressions_once():
     assert names(capture(lambda x: [jnp.sin(x) * jnp.sin(x)], [F32])) == ["sin", "mul"]
 
 
+def test_a_sum_of_a_sum_is_the_sum_itself():
+    def f(x):
+        once = jnp.sum(x, (0, 1, 2))
+        twice = jnp.sum(jnp.sum(x, (1, 2), keepdims=True)[:, 0], (0, 1))
+        other = jnp.sum(jnp.sum(x, 0), (0, 2))
+        return [once, twice, other]
+
+    graph = capture(f, [jax.ShapeDtypeStruct((4, 3, 1, 3), jnp.float32)])
+    assert graph.outputs[0] == graph.outputs[1] != graph.outputs[2]
+    assert names(graph) == ["reduce_sum"] * 3
+
+
 def test_phases_scopes_and_source():
     def loss(w, x):
         with jax.named_scope("layer"):

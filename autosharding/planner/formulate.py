@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from autosharding.collector import collector_paused
 from autosharding.graph import PHASES, Crossing, Graph, Op, Value
 from autosharding.planner.liveness import Liveness
 from autosharding.planner.tables import Table, Tables
@@ -80,6 +81,7 @@ class Formulation:
     specs: Mapping[int, np.ndarray]
 
 
+@collector_paused()
 def formulate(
     graph: Graph,
     rules: list[Rule | None],

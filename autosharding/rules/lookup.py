@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from autosharding.collector import collector_paused
 from autosharding.graph import Graph, Op
 from autosharding.rules.base import REGISTRY, Rule, replicated
 
 _OPAQUE = frozenset({"pallas_call", "ffi_call"})
 
 
+@collector_paused()
 def rules_of(graph: Graph) -> list[Rule | None]:
     """The rule of each op; None for the borders of regions, which pass their lanes on."""
     return [None if op.region is not None else rule_for(op) for op in graph.ops]

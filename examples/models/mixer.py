@@ -24,9 +24,9 @@ def norm(x: jax.Array) -> jax.Array:
     return hk.LayerNorm(axis=-1, create_scale=True, create_offset=True)(x)
 
 
-def dense(x: jax.Array, width: int) -> jax.Array:
+def dense(x: jax.Array, width: int, *, bias: bool) -> jax.Array:
     """Two dense layers over the last dim."""
-    return hk.Linear(x.shape[-1])(jax.nn.gelu(hk.Linear(width)(x)))
+    return hk.Linear(x.shape[-1], with_bias=bias)(jax.nn.gelu(hk.Linear(width)(x)))
 
 
 def model(images: jax.Array) -> jax.Array:
@@ -34,8 +34,8 @@ def model(images: jax.Array) -> jax.Array:
     x = hk.Conv2D(HIDDEN, PATCH, PATCH, padding="VALID")(images)
     x = x.reshape(x.shape[0], -1, HIDDEN)
     for _ in range(LAYERS):
-        x = x + dense(norm(x).swapaxes(1, 2), 32).swapaxes(1, 2)
-        x = x + dense(norm(x), 4 * HIDDEN)
+        x = x + dense(norm(x).swapaxes(1, 2), 32, bias=False).swapaxes(1, 2)  # the next norm would take a bias away
+        x = x + dense(norm(x), 4 * HIDDEN, bias=True)
     return hk.Linear(CLASSES)(norm(x).mean(axis=1))
 
 
