@@ -82,7 +82,7 @@ def ragged_dot_general(op: Op) -> Rule:
         reduced={f: "sum" for f in sizes if f in reduced - held},
         whole=frozenset(held),
         linear=tuple(frozenset({i}) for i in (0, 1) if adds_up(op, i)),
-        flops=2.0 * prod(op.outputs[0].shape) * prod(lhs.shape[d] for d in lhs_contract),
+        flops=2.0 * prod(n for f, n in sizes.items() if f != _GROUP),  # a row is of one group
         run=_run_ragged,
     )
 

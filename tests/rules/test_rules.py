@@ -13,6 +13,8 @@ import pytest
 from jax import lax
 from jax.lax import GatherDimensionNumbers, GatherScatterMode, ScatterDimensionNumbers
 
+from autosharding.capture import capture
+from autosharding.rules import rules_of
 from tests.rules.harness import MESH_2, MESH_4, MESH_8, check
 
 
@@ -660,6 +662,14 @@ def test_rule(name: str) -> None:
     counts = check(f, *args, mesh=mesh, only=splits.split())
     for primitive in splits.split():
         assert counts.get(primitive), f"{primitive} has no strategy but the replicated one: {counts}"
+
+
+def test_a_row_of_a_ragged_dot_is_multiplied_once() -> None:
+    f, args, _, _ = CASES["ragged grads"]
+    graph = capture(lambda *a: jax.tree.leaves(f(*a)), [jnp.asarray(a) for a in args])
+    found = [r for op, r in zip(graph.ops, rules_of(graph), strict=True) if op.name == "ragged_dot_general" and r]
+    assert [r.flops for r in found] == [2 * 8 * 4 * 6] * 2
+    assert not any(r.whole for r in found)
 
 
 # --- effects and placement --------------------------------------------------------------------------------
