@@ -6,16 +6,18 @@ import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ilp import clock
 from ilp.iopddl import read_problem
 from ilp.solution import Progress, Solution
 from ilp.solve import solve
 
 __all__ = ["Row", "bench_file", "run_file"]
+
+Timer = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,11 @@ class Row:
     seconds: float
     """Wall time from opening the file."""
     cpu: float
-    """Seconds of processor time of all the process."""
+    """Seconds of processor time of all processes, from their start."""
     first: float
-    """Processor seconds until a choice was known; inf if none was."""
+    """Seconds from opening the file until a choice was known; inf if none was."""
     memory: int
-    """Bytes, the most at any time."""
+    """Bytes, the most at any time, of both processes together."""
 
     def cells(self) -> tuple[str, ...]:
         """The row of a table."""
@@ -49,28 +51,30 @@ class Row:
         )
 
 
-def bench_file(file: Path, seconds: float, gap: float) -> Row:
+def bench_file(
+    file: Path, seconds: float, gap: float, seed: int = 0, processes: int = 2, timer: Timer = time.perf_counter
+) -> Row:
     """Read and solve one file in a new process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(run_file, file, seconds, gap).result()
+        return pool.submit(run_file, file, seconds, gap, seed, processes, timer).result()
 
 
-def run_file(file: Path, seconds: float, gap: float) -> Row:
+def run_file(file: Path, seconds: float, gap: float, seed: int, processes: int, timer: Timer) -> Row:
     """Read and solve one file here; ``seconds`` count from opening it."""
-    began, spent, opened = time.perf_counter(), time.process_time(), clock.now()
+    began, opened = time.perf_counter(), timer()
     problem = read_problem(file)
     first: list[float] = []
 
     def tell(known: Progress) -> None:
         if not first and known.objective < float("inf"):
-            first.append(time.process_time() - spent)
+            first.append(timer() - opened)
 
-    found = solve(problem, seconds=max(0.1, seconds - (clock.now() - opened)), gap=gap, progress=tell)
-    cpu = time.process_time() - spent
-    if found.choice and not first:
-        first.append(cpu)
+    left = max(0.1, seconds - (timer() - opened))
+    found = solve(problem, seconds=left, gap=gap, progress=tell, seed=seed, processes=processes, timer=timer)
+    first.append(timer() - opened if found.choice else float("inf"))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(each.ru_utime + each.ru_stime for each in used)
     unit = 1 if sys.platform == "darwin" else 1024
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    first.append(float("inf"))
+    memory = sum(each.ru_maxrss for each in used) * unit
     return Row(problem.name, found, time.perf_counter() - began, cpu, first[0], memory)

@@ -36,6 +36,8 @@ app = typer.Typer(
 
 FileArgument = Annotated[Path, typer.Argument(help="a problem, .json or .json.gz")]
 SecondsOption = Annotated[float, typer.Option(min=0.1, help="wall time, from opening the file to the answer")]
+ProcessesOption = Annotated[int, typer.Option(min=1, max=2, help="the second looks for proofs")]
+SeedOption = Annotated[int, typer.Option(min=0, help="of the search's random moves")]
 GapOption = Annotated[float, typer.Option(min=0.0, help="relative gap that is good enough")]
 
 
@@ -47,6 +49,8 @@ def solve(
     deterministic: Annotated[
         int | None, typer.Option(min=1, help="stop by this much counted work instead of by seconds")
     ] = None,
+    processes: ProcessesOption = 2,
+    seed: SeedOption = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the choice to this file")] = None,
 ) -> None:
     """Find a cheap choice that fits; the last line says how good it is proved to be."""
@@ -54,7 +58,9 @@ def solve(
     with _progress(f"reading {file}") as tell:
         problem = read_problem(file)
         left = None if deterministic else max(0.1, seconds - (time.perf_counter() - began))
-        found = solve_problem(problem, seconds=left, gap=gap, work=deterministic, progress=tell)
+        found = solve_problem(
+            problem, seconds=left, gap=gap, work=deterministic, progress=tell, seed=seed, processes=processes
+        )
     if found.infeasibility is not None:
         print(found.infeasibility.reason)
     if output is not None and found.choice:
@@ -84,6 +90,8 @@ def bench(
     directory: Annotated[Path, typer.Argument(help="a directory of problems")],
     seconds: SecondsOption = 60.0,
     gap: GapOption = 1e-9,
+    processes: ProcessesOption = 2,
+    seed: SeedOption = 0,
 ) -> None:
     """Solve every problem of a directory, each in a process of its own, and print a table."""
     files = sorted([*directory.glob("*.json"), *directory.glob("*.json.gz")])
@@ -94,7 +102,7 @@ def bench(
     with Console(stderr=True).status("") as status:
         for file in files:
             status.update(f"solving {file.name}")
-            table.add_row(*bench_file(file, seconds, gap).cells())
+            table.add_row(*bench_file(file, seconds, gap, seed, processes).cells())
     Console(width=120 if not sys.stdout.isatty() else None).print(table)
 
 

@@ -14,11 +14,6 @@ DEFAULT_WORK = 30_000_000_000
 """Table entries looked at when neither seconds nor work are given: about half a minute on one core of 2024."""
 
 
-def now() -> float:
-    """Seconds, from some moment on."""
-    return time.perf_counter()
-
-
 @dataclass(slots=True)
 class Clock:
     """Counts work and keeps the best cost and bound of one solve."""
@@ -27,11 +22,16 @@ class Clock:
     work: int | None
     gap: float
     progress: Callable[[Progress], None] | None = None
-    began: float = field(default_factory=lambda: now())
+    timer: Callable[[], float] = time.perf_counter
+    """Seconds, from some moment on: `time.perf_counter` for wall time, `time.process_time` for the processor's."""
+    began: float = field(init=False)
     done: int = 0
     objective: float = float("inf")
     bound: float = float("-inf")
     outer: Clock | None = None
+
+    def __post_init__(self) -> None:
+        self.began = self.timer()
 
     def inner(self, gap: float, share: float) -> Clock:
         """A clock for a part of this solve, with its own cost and bound; what it spends is spent here too.
@@ -43,6 +43,7 @@ class Clock:
             None if self.left is None else share * self.left,
             None if work is None else int(share * max(0, work - self.done)),
             gap,
+            timer=self.timer,
             outer=self,
         )
 
@@ -55,7 +56,7 @@ class Clock:
     @property
     def spent(self) -> float:
         """Seconds since the start."""
-        return now() - self.began
+        return self.timer() - self.began
 
     @property
     def left(self) -> float | None:

@@ -47,9 +47,15 @@ def run(program: Program, engine: Engine, stop: Stop, *, relax: bool = False) ->
 
 
 def run_mathopt(
-    program: Program, engine: Engine, stop: Stop, *, relax: bool = False, hint: np.ndarray | None = None
+    program: Program,
+    engine: Engine,
+    stop: Stop,
+    *,
+    relax: bool = False,
+    hint: np.ndarray | None = None,
+    cutoff: float | None = None,
 ) -> Outcome:
-    """Solve by OR-tools MathOpt: HiGHS or CP-SAT."""
+    """Solve by OR-tools MathOpt: HiGHS or CP-SAT. HiGHS leaves out what costs more than ``cutoff``."""
     model = mathopt.Model.from_model_proto(_proto(program, relax))
     parameters = mathopt.SolveParameters(
         time_limit=timedelta(seconds=max(stop.seconds, 0.01)) if stop.seconds is not None else None,
@@ -59,6 +65,8 @@ def run_mathopt(
         threads=stop.threads if engine == "cpsat" else None,
         random_seed=0,
     )
+    if cutoff is not None:
+        parameters.highs.double_options["objective_bound"] = cutoff
     kind = mathopt.SolverType.CP_SAT if engine == "cpsat" else mathopt.SolverType.HIGHS
     result = mathopt.solve(model, kind, params=parameters, model_params=_hint(model, hint))
     return _outcome(result)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ilp.clock import Clock
+from ilp.pair import Post
 from ilp.relaxation import Relaxation
 
 __all__ = ["Incumbent"]
@@ -27,6 +28,8 @@ class Incumbent:
     cost: float = math.inf
     seen: dict[bytes, np.ndarray] = field(default_factory=dict)
     """The last choices looked at, whether they fit or not."""
+    post: Post | None = None
+    """Where a second process is on the same problem: what the two tell each other."""
 
     def offer(self, relaxation: Relaxation, choice: np.ndarray, clock: Clock) -> bool:
         """Keep ``choice`` if it fits and is cheaper; remember it anyway."""
@@ -38,7 +41,19 @@ class Incumbent:
             return False
         self.choice, self.cost = choice.copy(), cost
         clock.objective = min(clock.objective, cost)
+        if self.post is not None:
+            self.post.tell(cost, -math.inf, choice)
         return True
+
+    def exchange(self, relaxation: Relaxation, clock: Clock) -> None:
+        """Tell the other process the bound, take over its own and its choice where they are better."""
+        if self.post is None:
+            return
+        self.post.tell(math.inf, clock.bound, None)
+        bound, choice = self.post.hear()
+        clock.bound = max(clock.bound, bound)
+        if choice is not None:
+            self.offer(relaxation, choice, clock)
 
     def best_seen(self, relaxation: Relaxation) -> list[np.ndarray]:
         """The best choice, then those seen, cheapest first at the best prices for memory."""

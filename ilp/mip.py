@@ -21,6 +21,9 @@ MOST_AT_ONCE = 4
 MOST_ROUNDS = 60
 """Rounds of adding moments before the best so far is handed back."""
 
+CUTOFF = 1e-7
+"""Relative distance above a known cost from which on nothing is looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -43,30 +46,39 @@ def exact(
     *,
     start: tuple[int, ...] | None = None,
     around: float | None = None,
+    known: float | None = None,
     hot: Sequence[int] = (),
 ) -> Answer:
     """Solve ``problem``: the relaxation first, then the 0-1 program, adding rows (4) as they are broken.
 
-    ``start`` is a feasible choice to beat, ``around`` about what the optimum costs, ``hot`` moments likely to bind.
+    ``start`` is a feasible choice to beat, ``around`` about what the optimum costs, ``known`` what some choice that
+    fits is known to cost (nothing dearer is looked for), ``hot`` moments likely to bind.
     """
     if start is None and around is None:
-        first = _exact(problem, stop, None, None, hot)
+        first = _exact(problem, stop, None, None, None, hot)
         again = first.choice is not None and abs(first.objective) * objective_scale(problem) < 1e3
-        return _exact(problem, stop, first.choice, first.objective, hot) if again else first
-    return _exact(problem, stop, start, around if start is None else problem.evaluate(start), hot)
+        return _exact(problem, stop, first.choice, first.objective, None, hot) if again else first
+    return _exact(problem, stop, start, around if start is None else problem.evaluate(start), known, hot)
 
 
 def _exact(
-    problem: Problem, stop: Stop, start: tuple[int, ...] | None, around: float | None, hot: Sequence[int]
+    problem: Problem,
+    stop: Stop,
+    start: tuple[int, ...] | None,
+    around: float | None,
+    known: float | None,
+    hot: Sequence[int],
 ) -> Answer:
     moments = list(hot) if problem.limit is not None else []
     bound = -math.inf
     relaxed = problem.limit is not None
     ceiling = math.inf if start is None or around is None else around + 1e-9 * abs(around)
     formulation = formulate(problem, moments=moments, ceiling=ceiling, around=around)
+    most = None if known is None else (known + CUTOFF * abs(known)) * formulation.scale
     for _ in range(MOST_ROUNDS):
         hint = None if relaxed or start is None else hinted(formulation, problem, start)
-        outcome = run_mathopt(formulation.program, "highs", stop, relax=relaxed, hint=hint)
+        cutoff = None if relaxed else most
+        outcome = run_mathopt(formulation.program, "highs", stop, relax=relaxed, hint=hint, cutoff=cutoff)
         if outcome.infeasible:
             return Answer(None, math.inf, math.inf, "infeasible")
         if math.isfinite(outcome.bound):

@@ -33,6 +33,8 @@ WIDER, NARROWER = 1.5, 0.5
 """Factors of how far from the best prices the next may lie: cuts know little far from where they were made."""
 PATIENCE = 10
 """Rounds without progress after which prices rest."""
+PROGRESS = 1e-3
+"""Share of the gap by which a round must raise the bound to count as progress."""
 FIRST_CAP = 0.5
 """Share of the cost that all bytes of the limit may be priced at, at first."""
 SWEEPS = 12
@@ -129,7 +131,8 @@ def find_prices(
         else:
             radius *= WIDER if risen >= SERIOUS * (model - before) else NARROWER
         worth = max(min(incumbent.cost, model) - before, 1e-6 * abs(before))
-        stalled = 0 if full or risen >= 1e-3 * worth else stalled + 1
+        stalled = 0 if full or risen >= PROGRESS * worth else stalled + 1
+        incumbent.exchange(relaxation, clock)
         clock.tell("prices")
     relaxation.set_prices(relaxation.best_prices)
 

@@ -36,11 +36,9 @@ class Relaxation:
     messages: np.ndarray
     done: np.ndarray
     trial: np.ndarray
+    margin: np.ndarray
+    """A bound with each strategy forced: the best that any messages gave."""
     bound: float = -math.inf
-    reached: float = -math.inf
-    """The best bound that messages alone gave."""
-    margin: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """With the messages of that bound: a bound with each strategy forced."""
     best_prices: np.ndarray = field(default_factory=lambda: np.zeros(0))
     best_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
@@ -66,8 +64,7 @@ class Relaxation:
             sweep(self.flat, self.priced, self.messages, True, self.done, self.trial)
             now = sweep(self.flat, self.priced, self.messages, False, self.done, self.trial) - owed
             now -= 1e-13 * (abs(now) + owed)
-            if now > self.reached:
-                self.reached, self.margin = now, self.trial - owed
+            self.margin = np.maximum(self.margin, self.trial - owed)
             if now > self.bound:
                 self.bound, self.best_prices = now, self.prices
             clock.spend(self.entries)
@@ -137,6 +134,7 @@ def relax(problem: Problem) -> Relaxation:
         messages=np.zeros(int(flat.message[-1])),
         done=np.zeros(len(problem.costs)),
         trial=np.zeros(len(cost)),
+        margin=np.full(len(cost), -math.inf),
         best_prices=prices,
     )
 

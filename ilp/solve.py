@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ilp.clock import Clock
 from ilp.infeasible import explain
 from ilp.least import least_peak, without_prices
+from ilp.mip import entries
+from ilp.pair import Post, partner
 from ilp.presolve import Reduced, presolve
 from ilp.problem import Problem, ProblemError
 from ilp.search import Found, search
 from ilp.solution import Progress, Solution, relative_gap
 
 __all__ = ["solve", "solve_reduced", "with_fixed"]
+
+PAIRED = 100_000
+"""Table entries from which a second process is worth starting."""
 
 LEAST_WORK = 1_000_000_000
 """Table entries looked at for the least feasible limit of an infeasible problem: about a second."""
@@ -30,6 +37,9 @@ def solve(
     start: Sequence[int] | None = None,
     fixed: Mapping[int, int] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    seed: int = 0,
+    processes: int = 1,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> Solution:
     """Find a cheap choice that fits, and a bound on how much cheaper any could be.
 
@@ -37,13 +47,40 @@ def solve(
     without ``seconds`` the answer is the same on every run. ``start`` is a choice to do no worse than (it is dropped
     if it is not feasible), ``fixed`` maps nodes to strategies they must take. An infeasible problem is an answer of
     that status, not an exception.
+
+    ``seed`` is the search's; ``timer`` says what ``seconds`` are of. With two ``processes`` a second one looks for
+    proofs while this one looks for choices (a script must then guard its main part by `if __name__ == "__main__"`).
+    Without ``seconds`` one process does everything, so that the answer depends on nobody's pace.
     """
     problem.verify()
     asked = with_fixed(problem, fixed or {})
-    clock = Clock(seconds, work, gap, progress)
-    reduced = presolve(asked)
-    clock.spend(sum(map(len, problem.costs)))
-    return solve_reduced(asked, reduced, clock, start)[0]
+    clock = Clock(seconds, work, gap, progress, timer)
+    if processes == 1 or seconds is None or entries(problem) < PAIRED:
+        reduced = presolve(asked)
+        clock.spend(sum(map(len, problem.costs)))
+        return solve_reduced(asked, reduced, clock, start, seed=seed)[0]
+    with partner(len(problem.costs) + 1, _prove) as other:
+        reduced = presolve(asked)
+        post = None
+        if reduced.small is not None and clock.left:
+            post = other.begin(reduced.small, _Order(clock.left, gap, seed + 1, timer))
+        return solve_reduced(asked, reduced, clock, start, seed=seed, post=post)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What the second process is told besides the problem."""
+
+    seconds: float
+    gap: float
+    seed: int
+    timer: Callable[[], float]
+
+
+def _prove(problem: Problem, post: Post, order: _Order) -> None:
+    """The second process: prices, bounds, exact programs."""
+    clock = Clock(order.seconds, None, order.gap, timer=order.timer)
+    search(problem, clock, None, seed=order.seed, part="prove", post=post)
 
 
 def solve_reduced(
@@ -52,6 +89,9 @@ def solve_reduced(
     clock: Clock,
     start: Sequence[int] | None,
     known: Sequence[np.ndarray] = (),
+    *,
+    seed: int = 0,
+    post: Post | None = None,
 ) -> tuple[Solution, tuple[np.ndarray, ...]]:
     """Solve what presolve left; return the answer, and the choices of the small problem met on the way."""
     if reduced.small is None:
@@ -60,7 +100,8 @@ def solve_reduced(
     if start is not None and asked.feasible(start):
         begin = tuple(int(k) for k in start)
         clock.objective = asked.evaluate(begin)
-    found = search(reduced.small, clock, None, known)
+    part = "all" if post is None else "improve"
+    found = search(reduced.small, clock, None, known, seed=seed, part=part, post=post)
     if found.choice is None and begin is None and found.bound == math.inf:
         return _infeasible(asked, clock), found.seen
     return _solution(asked, reduced, found, begin, clock), found.seen

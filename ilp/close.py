@@ -1,0 +1,197 @@
+"""The end of a search: descent and kernels until the gap is closed or time is over."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import numpy as np
+
+from ilp.ascent import climb
+from ilp.clock import Clock
+from ilp.engines import Stop
+from ilp.incumbent import Incumbent
+from ilp.kernel import below, pairs_left, restrict, seen_in
+from ilp.mip import Answer, entries, exact
+from ilp.oracle import Oracle
+from ilp.presolve import Reduced
+from ilp.primal import descend, oscillate, spread
+from ilp.relaxation import Relaxation
+
+__all__ = ["Part", "close", "fuse"]
+
+Part = Literal["all", "improve", "prove"]
+"""What a process does: everything, or, of two, one looks for better choices first, the other for proofs."""
+
+EXACT = 60_000
+"""Table entries up to which the exact program is tried on a kernel."""
+
+SMALL = 4_000
+"""Table entries up to which it is always tried."""
+
+UNTIMED_PRICE = 200_000
+"""Work that the exact program counts per table entry where no seconds are there to end it."""
+
+UNTIMED_EXACT = 7_000
+"""Table entries up to which it is tried then."""
+
+LIMITED_EXACT = 6_000
+"""The same where memory is limited besides."""
+
+LIMITED_NODES = 10
+"""Branch-and-bound nodes, where seconds are not limited, for a problem whose memory is: its root alone may take
+seconds."""
+
+FREE_NODES = 200
+"""The same for a problem whose memory is not limited."""
+
+SHARE = {"all": 0.3, "improve": 0.1, "prove": 0.5}
+"""Of the seconds left, what one exact program may take."""
+
+ATTEMPTS = 13
+"""Rounds, where neither seconds nor work are limited."""
+
+EXCURSIONS = {"all": 4, "improve": 12, "prove": 0}
+"""Excursions beyond the limit between two kernels."""
+
+DESCENTS = 300
+"""Forests re-chosen between two kernels."""
+
+FUSIONS = 4
+"""Rounds after which the choices seen are fused again."""
+
+CLIMB = {"all": 50, "improve": 0, "prove": 200}
+"""Sweeps along the slope of the bound between two kernels."""
+
+RESTING = 1e-3
+"""Share of the gap by which these must raise the bound; else they rest."""
+
+MIXES = 15
+"""Optima at other prices that are looked at before the messages are."""
+
+
+def close(
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    oracle: Oracle | None,
+    part: Part,
+) -> float:
+    """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
+    bound = relaxation.bound
+    share = 0.1
+    climbing = len(relaxation.prices) > 0 and oracle is None and CLIMB[part] > 0
+    for attempt in itertools.count():
+        incumbent.exchange(relaxation, clock)
+        bound = min(max(bound, relaxation.bound, clock.bound), incumbent.cost)
+        clock.bound = max(clock.bound, bound)
+        clock.tell("search")
+        if clock.over() or bound >= incumbent.cost:
+            break
+        if part != "prove" or not climbing:
+            _improve(relaxation, incumbent, clock, rng, part)
+        if climbing:
+            before, gap = relaxation.bound, incumbent.cost - relaxation.bound
+            climb(relaxation, incumbent, clock, rng, 1.0, CLIMB[part])
+            climbing = relaxation.bound - before > RESTING * gap
+        if clock.over():
+            break
+        if part != "prove" and attempt % FUSIONS == 0:
+            if oracle is not None and attempt:
+                spread(relaxation, incumbent, clock, rng, oracle, MIXES + attempt)
+            fuse(relaxation, incumbent, clock, part)
+            clock.tell("fusion")
+            if clock.over():
+                break
+        proof, bound = _kernel(relaxation, incumbent, clock, bound, share, part)
+        if proof:
+            bound = incumbent.cost
+            break
+        share = min(1.0, share * 1.6)
+        if attempt + 1 >= ATTEMPTS and clock.seconds is None and clock.work is None:
+            break
+    bound = min(bound, incumbent.cost)
+    clock.bound = max(clock.bound, bound)
+    incumbent.exchange(relaxation, clock)
+    return min(max(bound, clock.bound), incumbent.cost)
+
+
+def _improve(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part) -> None:
+    """Excursions and descent from the incumbent."""
+    if incumbent.choice is None:
+        return
+    for _ in range(EXCURSIONS[part] if len(relaxation.prices) else 0):
+        oscillate(relaxation, incumbent, clock, rng)
+    descend(relaxation, incumbent, clock, rng, DESCENTS, 1.0)
+
+
+def _most(clock: Clock, limited: bool) -> int:
+    """Table entries up to which the exact program is tried."""
+    if clock.seconds is not None:
+        return EXACT
+    return LIMITED_EXACT if limited else UNTIMED_EXACT
+
+
+def fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, part: Part) -> None:
+    """Mix the choices seen: the best of all that take, in every node, what one of them takes there."""
+    choices = incumbent.best_seen(relaxation)
+    most = _most(clock, len(relaxation.prices) > 0)
+    for n in (len(choices), len(choices) // 2, 2):
+        allowed = seen_in(relaxation, choices[:n])
+        if pairs_left(relaxation, allowed) <= 2 * most:
+            reduced = restrict(relaxation, allowed)
+            clock.spend(2 * len(relaxation.cost))
+            if reduced.small is not None and entries(reduced.small) <= most:
+                _offer(relaxation, incumbent, reduced, clock, part)
+                return
+
+
+def _kernel(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, bound: float, share: float, part: Part
+) -> tuple[bool, float]:
+    """Solve the largest kernel that is small enough; return whether that settled the problem, and the bound."""
+    keep = incumbent.choice
+    span = incumbent.cost - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
+    shrinks = 0.25
+    most = _most(clock, len(relaxation.prices) > 0)
+    for width in (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03, 0.01):
+        complete = width == 1.0 and keep is not None
+        allowed = below(relaxation, relaxation.bound + width * span + 1e-12 * abs(relaxation.bound), keep)
+        pairs = pairs_left(relaxation, allowed)
+        if pairs * shrinks > most * share:
+            continue
+        reduced = restrict(relaxation, allowed)
+        clock.spend(20 * len(relaxation.cost))
+        if reduced.small is None:
+            return complete, incumbent.cost if complete else bound
+        if entries(reduced.small) > most * share and entries(reduced.small) > SMALL:
+            shrinks = max(shrinks, entries(reduced.small) / pairs)
+            continue
+        before = incumbent.cost
+        answer = _offer(relaxation, incumbent, reduced, clock, part)
+        if complete and answer.status in ("optimal", "infeasible"):
+            return True, incumbent.cost
+        if complete:
+            bound = max(bound, min(answer.bound, incumbent.cost))
+        if incumbent.cost < before or answer.status == "optimal":
+            return False, bound
+    return False, bound
+
+
+def _offer(relaxation: Relaxation, incumbent: Incumbent, reduced: Reduced, clock: Clock, part: Part) -> Answer:
+    """Solve what is left by the exact program, and offer its choice."""
+    assert reduced.small is not None
+    limited = reduced.small.limit is not None
+    gap = max(clock.gap, 1e-6) / 2
+    if clock.left is None:
+        clock.spend((1000 if limited else UNTIMED_PRICE) * entries(reduced.small))
+        stop = Stop(None, gap, LIMITED_NODES if limited else FREE_NODES)
+    else:
+        clock.spend(1000 * entries(reduced.small))
+        stop = Stop(clock.left * SHARE[part], gap)
+    known = incumbent.cost if incumbent.choice is not None else None
+    answer = exact(reduced.small, stop, around=relaxation.bound, known=known)
+    if answer.choice is not None:
+        incumbent.offer(relaxation, np.array(reduced.undo(answer.choice), dtype=np.int64), clock)
+    return answer
