@@ -35,7 +35,7 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     *hidden, last = jax.tree.map(lambda p: p.astype(jnp.float16), params)
     x = x.astype(jnp.float16)
     for p in hidden:
-        x = jax.nn.relu(x @ p["w"] + p["b"])
+        x = jax.nn.gelu(x @ p["w"] + p["b"])
     return jnp.mean(jnp.square((x @ last["w"] + last["b"]).astype(jnp.float32) - y))
 
 
