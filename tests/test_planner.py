@@ -10,6 +10,7 @@ from autosharding.capture import capture
 from autosharding.errors import AutoshardingError, Infeasible
 from autosharding.plan_mlir import plan_mlir
 from autosharding.planner import METHODS, plan_graph
+from autosharding.planner.roles import roles
 from autosharding.rules import rule_for
 from autosharding.spec import Spec
 from autosharding.strategies import strategies
@@ -54,6 +55,25 @@ def test_a_large_batch_gives_data_parallelism():
     plan = plan_graph(graph, CLUSTER, mesh={"x": 8}, **options)
     assert all(split == {"i0": ("x",)} for split in forward_splits(plan))
     assert {c.kind for c in plan.collectives if c.bytes > 1024} <= {"reduce-scatter", "all-gather", "all-reduce"}
+
+
+def test_the_weights_of_a_step_without_gradient_are_parameters():
+    def step(cache, weights, tokens, at):
+        def layer(x, stacked):
+            w, kept = stacked
+            x = jnp.tanh(x @ w)
+            return x, jax.lax.dynamic_update_slice(kept, x[:, None], (0, at, 0))
+
+        x, cache = jax.lax.scan(layer, weights["embed"][tokens], (weights["layers"], cache))
+        return [cache, x @ weights["embed"].T + weights["bias"]]
+
+    weights = {"bias": jnp.zeros(32), "embed": jnp.zeros((32, 16)), "layers": jnp.zeros((8, 16, 16))}
+    args, tree = jax.tree.flatten((jnp.zeros((8, 8, 4, 16)), weights, jnp.zeros(8, jnp.int32), 0))
+    graph = capture(lambda *a: step(*jax.tree.unflatten(tree, a)), args)
+    assert roles(graph, {0: 0}) == ("state", *["parameter"] * 3, "batch", "batch")
+    plan = plan_graph(graph, CLUSTER, mesh={"x": 2, "y": 4}, state={0: 0}, method="megatron")
+    products = [dict(s.factors) for s in plan.steps if s.op == "dot_general"]
+    assert all(split.pop("i0") == ("x",) and list(split.values()) == [("y",)] for split in products)
 
 
 def test_large_weights_and_a_small_batch_give_megatron_pairs():

@@ -1,32 +1,82 @@
 """What each argument is to the step: read off the graph, with no names needed.
 
-State is what comes in and leaves as new state. Of it, a parameter is what the forward pass computes with; an optimizer
-state is what only the update reads. The rest of the arguments are the batch.
+State is what comes in and leaves as new state. Where the step is differentiated, a parameter is the state that the
+forward pass computes with, an optimizer state is what only the update reads, and the rest of the arguments are the
+batch. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
+common with a result; weights are summed along it, looked up in it, or scanned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from autosharding.graph import Graph
+from autosharding.graph import Graph, Op, Value
+from autosharding.rules import Rule, rules_of
 
 ROLES = ("parameter", "optimizer", "state", "batch", "constant")
 
 
 def roles(graph: Graph, state: Mapping[int, int]) -> tuple[str, ...]:
-    """The role of each input."""
+    """The role of each input; `state` is result index -> index of the input whose new state it is."""
+    differentiated = any(op.phase == "backward" for op in graph.ops)
+    role = _of_training(graph, state) if differentiated else _of_inference(graph, state)
+    return tuple("constant" if i >= graph.n_arguments else r for i, r in enumerate(role))
+
+
+def _of_training(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
     is_state = set(state.values())
-    found = []
     for i, v in enumerate(graph.inputs):
         phases = {op.phase for op, _ in graph.readers[v.id]}
-        if i >= graph.n_arguments:
-            found.append("constant")
-        elif i not in is_state:
-            found.append("batch")
-        elif v.dtype.startswith(("f", "bf")) and phases & {"forward", "backward"}:
-            found.append("parameter")
-        elif v.dtype.startswith(("f", "bf")) and v.rank > 0:
-            found.append("optimizer")
+        if i not in is_state:
+            yield "batch"
+        elif _is_float(v) and phases & {"forward", "backward"}:
+            yield "parameter"
         else:
-            found.append("state")
-    return tuple(found)
+            yield "optimizer" if _is_float(v) and v.rank > 0 else "state"
+
+
+def _of_inference(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
+    is_state = set(state.values())
+    leading = _leading(graph, state)
+    for i, v in enumerate(graph.inputs):
+        if i in is_state:
+            yield "state"
+        else:
+            yield "parameter" if _is_float(v) and v.rank > 0 and v.id not in leading else "batch"
+
+
+def _is_float(v: Value) -> bool:
+    return v.dtype.startswith(("f", "bf"))
+
+
+def _leading(graph: Graph, state: Mapping[int, int]) -> frozenset[int]:
+    """Ids of the values whose first dim is that of a result that is no state: followed back through the rules."""
+    results = [a for n, a in enumerate(graph.outputs) if n not in state and isinstance(a, Value) and a.rank]
+    found = {(a.id, 0) for a in results}
+    ops = list(zip(graph.ops, rules_of(graph), strict=True))[::-1]
+    known = 0
+    while len(found) > known:  # a carry may show what it is at the beginning of its loop only
+        known = len(found)
+        for op, rule in ops:
+            for j, v in enumerate(op.outputs):
+                for d in range(v.rank):
+                    if (v.id, d) in found:
+                        found.update(_same_dim(op, rule, j, d) if rule is not None else _through_lane(graph, v, d))
+    return frozenset(v for v, d in found if d == 0)
+
+
+def _same_dim(op: Op, rule: Rule, result: int, d: int) -> Iterator[tuple[int, int]]:
+    """The dims of an op's operands, (value id, dim), with the major factor of a dim of its result."""
+    major = rule.results[result][d][:1]
+    for a, dims in zip(op.inputs, rule.operands, strict=True):
+        if isinstance(a, Value) and major:
+            yield from ((a.id, e) for e, factors in enumerate(dims) if factors[:1] == major)
+
+
+def _through_lane(graph: Graph, v: Value, d: int) -> Iterator[tuple[int, int]]:
+    """The same for what a border makes; the dim that a scan stacks comes from nowhere."""
+    n, stacked = graph.lane_made[v.id]
+    for index, position, also in graph.lanes[n].reads if d >= stacked else ():
+        a = graph.ops[index].inputs[position]
+        if isinstance(a, Value):
+            yield a.id, d - stacked + also
