@@ -76,6 +76,11 @@ def test_the_weights_of_a_step_without_gradient_are_parameters():
     assert all(split.pop("i0") == ("x",) and list(split.values()) == [("y",)] for split in products)
 
 
+def test_without_gradient_and_without_a_batch_in_the_results_all_is_batch():
+    graph = capture(lambda w, x: [w + (x @ w).sum(0), x.sum()], [jnp.zeros((8, 8)), jnp.zeros((64, 8))])
+    assert roles(graph, {0: 0}) == ("state", "batch")
+
+
 def test_large_weights_and_a_small_batch_give_megatron_pairs():
     graph, options = block(16, 8192)
     plan = plan_graph(graph, CLUSTER, mesh={"x": 8}, **options)

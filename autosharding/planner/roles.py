@@ -3,7 +3,7 @@
 State is what comes in and leaves as new state. Where the step is differentiated, a parameter is the state that the
 forward pass computes with, an optimizer state is what only the update reads, and the rest of the arguments are the
 batch. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
-common with a result; weights are summed along it, looked up in it, or scanned.
+common with a result; weights are summed along it, looked up in it, or scanned. Where no argument has, all are batch.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ def _of_training(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
 def _of_inference(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
     is_state = set(state.values())
     leading = _leading(graph, state)
+    shows = any(v.id in leading for v in graph.inputs)
     for i, v in enumerate(graph.inputs):
         if i in is_state:
             yield "state"
         else:
-            yield "parameter" if _is_float(v) and v.rank > 0 and v.id not in leading else "batch"
+            weight = _is_float(v) and v.rank > 0 and v.id not in leading
+            yield "parameter" if weight and shows else "batch"
 
 
 def _is_float(v: Value) -> bool:
