@@ -24,14 +24,23 @@ __all__ = ["climb"]
 WARMTH = 10.0
 """Seconds of the distribution: this multiple of the gap per node. It blurs the slope by no more than all nodes do."""
 
+COOLING = 0.5
+"""Power of the step that the warmth falls with."""
+
 STEP = 3e-3
 """Share of Polyak's step that is taken at first."""
 
-MEMORY = 0.8
+MEMORY = 0.95
 """Weight of the slopes before in their average."""
 
-SMALLER = 0.7
-"""Factor of the step after ``PATIENCE`` sweeps without progress."""
+SMALLER = 0.6
+"""Factor of the step after ``PATIENCE`` sweeps without progress, or a fall."""
+
+LARGER = 1.05
+"""Factor of the step after a sweep with progress."""
+
+FALL = 0.03
+"""Share of the gap by which the bound may fall for the sake of a later rise."""
 
 PATIENCE = 20
 
@@ -59,25 +68,30 @@ def climb(
     limit = max(relaxation.limit, 1)
     relaxation.set_prices(relaxation.best_prices)
     relaxation.ascend(SETTLING, clock)
-    mean = np.zeros(moments)
-    step, stalled, best = STEP, 0, -math.inf
+    mean, kept = np.zeros(moments), relaxation.messages.copy()
+    base = relaxation.prices
+    step, stalled, best, fresh = STEP, 0, -math.inf, True
     for sweep in range(sweeps):
         if clock.over(share) or step < SMALLEST:
             break
         now = relaxation.ascend(1, clock)
         gap = _gap(incumbent, now)
-        mixed = _mixed_held(
-            relaxation.flat.at, relaxation.rows, relaxation.trial, WARMTH * gap / len(relaxation.done), moments
-        )
-        clock.spend(len(relaxation.rows.node) + moments)
-        mean = mixed if not sweep else MEMORY * mean + (1 - MEMORY) * mixed
         if now > best + PROGRESS * gap:
-            best, stalled = now, 0
+            best, stalled, step = now, 0, step * LARGER
+            kept[:] = relaxation.messages
+            base = relaxation.prices
         else:
             stalled += 1
-        if stalled >= PATIENCE:
-            step, stalled = step * SMALLER, 0
-            relaxation.set_prices(relaxation.best_prices)
+        if stalled >= PATIENCE or now < best - FALL * gap:
+            step, stalled, fresh = step * SMALLER, 0, True
+            relaxation.messages[:] = kept
+            relaxation.set_prices(base)
+            relaxation.ascend(1, clock)
+        warmth = WARMTH * min(1.0, step / STEP) ** COOLING * gap / len(relaxation.done)
+        mixed = _mixed_held(relaxation.flat.at, relaxation.rows, relaxation.trial, warmth, moments)
+        clock.spend(len(relaxation.rows.node) + moments)
+        mean = mixed if fresh else MEMORY * mean + (1 - MEMORY) * mixed
+        fresh = False
         over = mean / limit - 1.0
         slope = np.where((over > 0) | (relaxation.prices > 0), over, 0.0)
         length = float(slope @ slope)

@@ -35,6 +35,8 @@ PATIENCE = 10
 """Rounds without progress after which prices rest."""
 PROGRESS = 1e-3
 """Share of the gap by which a round must raise the bound to count as progress."""
+FEW = 8
+"""Moments with a price beyond which cuts, of which each tells one slope, take too long."""
 FIRST_CAP = 0.5
 """Share of the cost that all bytes of the limit may be priced at, at first."""
 SWEEPS = 12
@@ -114,6 +116,8 @@ def find_prices(
     stalled, radius = 0, cap
     for _ in range(ROUNDS):
         if clock.over(0.4) or not cuts.moments or stalled >= PATIENCE:
+            break
+        if np.count_nonzero(relaxation.best_prices) > FEW:
             break
         centre = relaxation.best_prices
         prices, model = cuts.best(cap, limit, centre, radius)
