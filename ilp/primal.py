@@ -15,8 +15,11 @@ __all__ = ["descend", "first", "oscillate", "read_around", "repair", "spread"]
 
 REPAIR_ROUNDS = 80
 
-FIRST_PASSES = 6
+FIRST_PASSES = 30
 """Forests tried for an early answer."""
+
+FIRST_DEARER = 4.0
+"""Factor of the price of the moments at which one of them holds too much."""
 
 SCALES = (1.02, 0.98, 1.1, 0.9, 1.35, 2.0)
 """Multiples of the best prices: their optima are optimal for limits around the one asked for."""
@@ -38,14 +41,15 @@ TILT = 0.3
 
 
 def first(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
-    """An early answer: memory so dear at every moment that little else counts, then forests."""
+    """An early answer: memory so dear that little else counts, dearer yet where too much is held, forest by forest."""
     prices = np.full(len(relaxation.prices), relaxation.big / max(relaxation.limit, 1))
-    priced = charge(relaxation.flat.at, relaxation.rows, prices, relaxation.cost)
     choice = np.zeros(len(relaxation.problem.costs), dtype=np.int64)
     for _ in range(FIRST_PASSES):
+        priced = charge(relaxation.flat.at, relaxation.rows, prices, relaxation.cost)
         clock.spend(improve(relaxation.flat, priced, choice, rng.permutation(len(choice))))
         if incumbent.offer(relaxation, choice, clock):
             return True
+        prices[relaxation.held(choice) > relaxation.limit] *= FIRST_DEARER
     return False
 
 
