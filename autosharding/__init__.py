@@ -16,6 +16,7 @@ from autosharding.errors import AutoshardingError as AutoshardingError
 from autosharding.errors import ConstraintError as ConstraintError
 from autosharding.errors import Infeasible as Infeasible
 from autosharding.errors import MeshMismatch as MeshMismatch
+from autosharding.errors import MicrobatchError as MicrobatchError
 from autosharding.errors import PlanError as PlanError
 from autosharding.errors import PlanMismatch as PlanMismatch
 from autosharding.errors import RuleError as RuleError
@@ -33,6 +34,7 @@ __all__ = [
     "Graph",
     "Infeasible",
     "MeshMismatch",
+    "MicrobatchError",
     "Plan",
     "PlanError",
     "PlanMismatch",

@@ -25,6 +25,7 @@ from autosharding.errors import AutoshardingError, MeshMismatch, PlanMismatch
 from autosharding.executor import check, executable
 from autosharding.graph import Graph
 from autosharding.leaves import Result, Structure, new_states, shape_of, take_apart, take_result, with_fixed
+from autosharding.microbatch import Microbatches, microbatched, planned
 from autosharding.plan import Plan
 from autosharding.planner import METHODS, plan_graph
 from cost_model import Cluster
@@ -40,6 +41,7 @@ class Options:
     mesh: Mesh | Mapping[str, int] | None = None
     memory: int | None = None
     method: str = "auto"
+    microbatches: Microbatches = "auto"
     constraints: Mapping[str, PartitionSpec] | None = None
     plan: Plan | None = None
     donate: tuple[int | str, ...] = ()
@@ -210,7 +212,7 @@ class Step:
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.options = options
         self._programs: dict[Any, Program] = {}
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, tuple[Graph, Plan]] = {}
         self._last: Program | None = None
         self._scalars_fixed = False
 
@@ -334,7 +336,8 @@ class Step:
             same = traced.graph.fingerprint, tuple(traced.state.items()), traced.donated
             if same not in self._plans:
                 self._plans[same] = _planned(traced, arrays, self.options)
-            self._programs[key] = Program(traced, self._plans[same], self.options)
+            graph, plan = self._plans[same]
+            self._programs[key] = Program(replace(traced, graph=graph), plan, self.options)
         return self._programs[key]
 
 
@@ -372,13 +375,14 @@ def _devices(options: Options) -> tuple[Any, ...]:
     return tuple(jax.devices())
 
 
-def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> Plan:
-    """The plan the user brought, or a new one for the devices at hand."""
-    graph, devices = traced.graph, _devices(options)
+def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> tuple[Graph, Plan]:
+    """The graph that runs, and the plan the user brought, or a new one for the devices at hand."""
+    devices = _devices(options)
     if options.plan is not None:
         given = options.mesh if isinstance(options.mesh, Mesh) else None
+        graph = microbatched(traced.graph, traced.state, options.plan.microbatches)
         check(graph, options.plan, placing.mesh_over(options.plan.mesh, devices, given))
-        return options.plan
+        return graph, options.plan
     cluster = options.cluster or placing.cluster_of(devices)
     if cluster.n_devices != len(devices):
         raise MeshMismatch(
@@ -390,7 +394,7 @@ def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> Plan:
 
 def _plan_for(
     traced: Traced, arrays: Sequence[Any], cluster: Cluster, options: Options, devices: Sequence[Any] | None
-) -> Plan:
+) -> tuple[Graph, Plan]:
     graph = traced.graph
     if options.mesh is not None:
         where = "the cluster " + cluster.name if devices is None else "this machine"
@@ -399,16 +403,22 @@ def _plan_for(
         axes = placing.mesh_in_use(arrays, graph, cluster.n_devices, devices)
     specs = placing.lying_specs(arrays, axes, devices) if devices is not None else {}
     specs |= placing.constraint_specs(options.constraints, graph, cluster, axes, options.parameters)
-    return plan_graph(
+    return planned(
         graph,
-        cluster,
-        mesh=axes,
-        memory=options.memory,
-        method=options.method,
-        state=traced.state,
-        donated=traced.donated,
-        specs=specs,
-        progress=options.progress,
+        traced.state,
+        options.microbatches,
+        lambda pieces: plan_graph(
+            pieces,
+            cluster,
+            mesh=axes,
+            memory=options.memory,
+            method=options.method,
+            state=traced.state,
+            donated=traced.donated,
+            specs=specs,
+            progress=options.progress,
+        ),
+        options.progress or (lambda _: None),
     )
 
 
@@ -426,6 +436,7 @@ def parallelize(
     mesh: Mesh | Mapping[str, int] | None = None,
     memory: int | str | None = None,
     method: str = "auto",
+    microbatches: Microbatches = "auto",
     constraints: Mapping[str, PartitionSpec] | None = None,
     plan: Plan | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -449,6 +460,8 @@ def parallelize(
             `with_sharding_constraint`s are written for, or the best of those that fit the devices.
         memory: bytes a device may hold, "70GiB"; the device's own less a reserve by default.
         method: "auto", or a plan people write by hand: "data", "fsdp", "zero1", "zero2", "megatron".
+        microbatches: into how many pieces the batch is cut, worked through one after another to save memory; the
+            optimizer runs once, on the sums. "auto" takes as few as the memory allows, as long as more do not pay.
         constraints: path of an argument -> `PartitionSpec`. Paths are written as in `plan.inputs`:
             "[0].params['w']", or with the argument's name, "state.params['w']"; also the start of paths, or a pattern
             with `*`.
@@ -471,6 +484,7 @@ def parallelize(
             mesh=mesh,
             memory=memory,
             method=method,
+            microbatches=microbatches,
             constraints=constraints,
             plan=plan,
             donate_argnums=donate_argnums,
@@ -492,6 +506,7 @@ def parallelize(
             mesh=mesh,
             memory=placing.bytes_of(memory),
             method=method,
+            microbatches=microbatches,
             constraints=constraints,
             parameters=names,
             plan=plan,
@@ -511,6 +526,7 @@ def plan(
     mesh: Mapping[str, int] | None = None,
     memory: int | str | None = None,
     method: str = "auto",
+    microbatches: Microbatches = "auto",
     constraints: Mapping[str, PartitionSpec] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     static_argnums: int | Sequence[int] = (),
@@ -526,6 +542,7 @@ def plan(
         mesh: axis -> size; else the best of the cluster's logical meshes.
         memory: bytes a device may hold, "70GiB"; the device's own less a reserve by default.
         method: as for `parallelize`.
+        microbatches: as for `parallelize`.
         constraints: as for `parallelize`.
         donate_argnums: as for `parallelize`.
         static_argnums: as for `parallelize`.
@@ -537,6 +554,7 @@ def plan(
         mesh=mesh,
         memory=memory,
         method=method,
+        microbatches=microbatches,
         constraints=constraints,
         donate_argnums=donate_argnums,
         static_argnums=static_argnums,
@@ -546,7 +564,7 @@ def plan(
     arrays, structure, _ = step.take(args, kwargs)
     traced = trace(step.fn, structure, [shape_of(x) for x in arrays], step.name, step.options.donate)
     assert step.options.cluster is not None
-    return _plan_for(traced, arrays, step.options.cluster, step.options, None)
+    return _plan_for(traced, arrays, step.options.cluster, step.options, None)[1]
 
 
 # ---- names and positions ---------------------------------------------------------------------------------------

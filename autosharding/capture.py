@@ -86,6 +86,7 @@ class _Flattener:
         self._cheap: dict[int, Op] = {}
         self._seen_constants: list[dict[int, Value]] = [{}]
         self._lines: dict[int, tuple[Any, str]] = {}
+        self._calls: list[str] = []  # the lines of the calls that we are in
         self._barrier = _jax.barrier_primitive()
 
     def value(self, aval: Any) -> Value:
@@ -139,7 +140,10 @@ class _Flattener:
             inputs = self._barred(eqn, inputs, stack)
         env = dict(zip(inner.invars, _jax.inlined_inputs(eqn, inputs), strict=True))
         env.update(zip(inner.constvars, map(self.constant, consts), strict=True))
-        return self.run(inner, env, stack)
+        self._calls.append(self._line(eqn))
+        outputs = self.run(inner, env, stack)
+        self._calls.pop()
+        return outputs
 
     def _barred(self, eqn: Any, inputs: list[Atom], stack: Any) -> list[Atom]:
         held = [a for a in inputs if isinstance(a, Value)]
@@ -265,10 +269,11 @@ class _Flattener:
             self._cheap[op.outputs[0].id] = op
 
     def _line(self, eqn: Any) -> str:
+        """The user's line; that of the call, for what JAX itself traced before (the body of `jnp.cumsum`)."""
         tb = eqn.source_info.traceback
         if id(tb) not in self._lines:
             self._lines[id(tb)] = (tb, _jax.user_line(eqn.source_info))  # tb held: its id stays its own
-        return self._lines[id(tb)][1]
+        return self._lines[id(tb)][1] or (self._calls[-1] if self._calls else "")
 
 
 def _folded(eqn: Any, inputs: list[Atom]) -> Literal | None:

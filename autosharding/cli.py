@@ -19,7 +19,8 @@ from rich.console import Console
 
 from autosharding.api import parallelize
 from autosharding.api import plan as make_plan
-from autosharding.errors import AutoshardingError, MeshMismatch
+from autosharding.errors import AutoshardingError, MeshMismatch, MicrobatchError
+from autosharding.microbatch import Microbatches
 from autosharding.plan_html import plan_html
 from autosharding.plan_json import dumps
 from autosharding.plan_load import load_plan
@@ -59,6 +60,9 @@ MethodOption = Annotated[str, typer.Option(help="auto, data, fsdp, zero1, zero2 
 BatchOption = Annotated[int | None, typer.Option(help="global batch of a zoo model")]
 SequenceOption = Annotated[int | None, typer.Option(help="tokens per sequence of a zoo model")]
 RematOption = Annotated[bool, typer.Option(help="each block of a zoo model under jax.checkpoint")]
+MicrobatchesOption = Annotated[
+    str, typer.Option(help="into how many pieces the batch is cut; auto takes as few as the memory allows")
+]
 DonateOption = Annotated[bool, typer.Option(help="let new state take the buffers of the old")]
 
 
@@ -69,6 +73,7 @@ def plan(
     mesh: MeshOption = None,
     memory: MemoryOption = None,
     method: MethodOption = "auto",
+    microbatches: MicrobatchesOption = "auto",
     batch: BatchOption = None,
     sequence: SequenceOption = None,
     remat: RematOption = True,
@@ -86,6 +91,7 @@ def plan(
             mesh=axes,
             memory=memory,
             method=method,
+            microbatches=_number(microbatches),
             donate_argnums=tuple(range(len(found.args))) if donate else None,
             progress=say,
         )
@@ -129,6 +135,7 @@ def verify(
     mesh: MeshOption = None,
     memory: MemoryOption = None,
     method: MethodOption = "auto",
+    microbatches: MicrobatchesOption = "auto",
     batch: BatchOption = None,
     sequence: SequenceOption = None,
     remat: RematOption = True,
@@ -148,6 +155,7 @@ def verify(
             mesh=axes,
             memory=memory,
             method=method,
+            microbatches=_number(microbatches),
             plan=given,
             donate_argnums=tuple(range(len(args))) if donate else None,
             progress=say,
@@ -185,6 +193,19 @@ def _progress(first: str) -> Iterator[Callable[[str], None]]:
     """A spinner on standard error with what is being done, where that is a terminal."""
     with Console(stderr=True).status(first) as status:
         yield status.update
+
+
+def _number(microbatches: str) -> Microbatches:
+    """What `--microbatches` says.
+
+    Raises:
+        MicrobatchError: for something else than a number or "auto".
+    """
+    if microbatches == "auto":
+        return "auto"
+    if microbatches.isdigit():
+        return int(microbatches)
+    raise MicrobatchError(f"--microbatches {microbatches!r} is neither a number nor auto.")
 
 
 def _axes(text: str | None) -> dict[str, int] | None:

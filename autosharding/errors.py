@@ -54,3 +54,7 @@ class UnknownModel(AutoshardingError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class MicrobatchError(AutoshardingError, ValueError):
+    """A step cannot be cut into so many microbatches; names the op that has to see the whole batch."""

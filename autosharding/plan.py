@@ -245,9 +245,11 @@ class Plan:
         inputs, steps, copies, outputs: see their types; steps are one to one with the graph's ops.
         memory: predicted.
         bound: no plan of this method on this mesh costs less than this many seconds.
+        unlimited: predicted seconds of the plan that would be taken if memory were not limited.
         unresolved: what ran replicated, and why.
         alternatives: meshes tried besides this one.
         notes: remarks for the reader (a constraint that was a hint only, a factor that does not divide).
+        microbatches: into how many pieces the batch was cut; the steps are those of the program that runs them in turn.
     """
 
     name: str
@@ -260,9 +262,11 @@ class Plan:
     outputs: tuple[Output, ...]
     memory: Memory
     bound: float
+    unlimited: float
     unresolved: tuple[Unresolved, ...]
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
+    microbatches: int = 1
 
     @property
     def mesh(self) -> Mapping[str, int]:
@@ -337,6 +341,8 @@ class Plan:
                 not exist, a path of moves that is broken, a state that leaves in another spec than it came in.
         """
         mesh = self.mesh
+        if self.microbatches < 1:
+            raise PlanError(f"The batch cannot be cut into {self.microbatches} microbatches.")
         for i in self.inputs:
             if not i.spec.fits(i.shape, mesh) or i.spec.partial:
                 raise PlanError(f"Input {i.name} {i.dtype}{list(i.shape)} cannot lie as {i.spec} on the mesh {mesh}.")

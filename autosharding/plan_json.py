@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autosharding.plan import Plan
 
 FORMAT = "autosharding-plan"
-VERSION = 2
+VERSION = 3
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -22,10 +22,7 @@ class Run:
     Attributes:
         pulse: inside a loop an array that differs from run to run of the body; None where there is none.
         made: value id -> the array.
-        skips_free: whether values made of literals alone are made by their readers.
     """
-
-    skips_free = True
 
     def __init__(self, graph: Graph, pulse: Any = None) -> None:
         self.graph = graph
@@ -44,6 +41,18 @@ class Run:
         """For a body."""
         raise NotImplementedError
 
+    def runs(self, op: Op) -> bool:
+        """Whether an op runs here; values made of literals alone are made by their readers."""
+        return not op.is_free
+
+    def loop_params(self, op: Op) -> Mapping[str, Any]:
+        """The length of a `scan` and the like, given the op that opens it."""
+        return op.params
+
+    def at_barrier(self, op: Op) -> dict[int, Any]:
+        """What a barrier reads here, by lane."""
+        return dict(enumerate(self.operands(op)))
+
     def run_all(self, leaves: Sequence[Any]) -> None:
         """All ops, given the inputs."""
         self.made.update((v.id, x) for v, x in zip(self.graph.inputs, leaves, strict=True))
@@ -53,13 +62,16 @@ class Run:
         """The ops from `first` up to `last`; bodies of regions run with the op that opens them."""
         while first < last:
             op = self.graph.ops[first]
-            if op.region is not None:
-                with _jax.scope(op.context):
-                    _REGIONS[op.region.kind](self, op)
-                first = self.graph.borders[first][-1]
-            elif not (self.skips_free and op.is_free):
-                self.made.update((v.id, x) for v, x in zip(op.outputs, self.results(op), strict=True))
-            first += 1
+            if self.runs(op):
+                self._run_one(op)
+            first = self.graph.borders[first][-1] + 1 if op.region is not None else first + 1
+
+    def _run_one(self, op: Op) -> None:
+        if op.region is None:
+            self.made.update((v.id, x) for v, x in zip(op.outputs, self.results(op), strict=True))
+            return
+        with _jax.scope(op.context):
+            _REGIONS[op.region.kind](self, op)
 
     def body(self, border: Op, given: Mapping[int, Any], pulse: Any) -> list[Any]:
         """Run the body that begins at a border; returns what its other border reads.
@@ -79,21 +91,23 @@ class Run:
     def define(self, border: Op, given: Mapping[int, Any]) -> None:
         """What a border makes, by lane."""
         assert border.region is not None
-        for n, lane in enumerate(border.region.lanes):
-            for p in lane.makes:
+        for n, x in given.items():
+            for p in border.region.lanes[n].makes:
                 if p.border == border.border:
-                    self.made[border.outputs[p.position].id] = given[n]
+                    self.made[border.outputs[p.position].id] = x
 
 
 class Plain(Run):
     """Every op as it was traced, on whole arrays or on what a device holds of them."""
 
-    skips_free = False
+    def runs(self, op: Op) -> bool:
+        """All do."""
+        return True
 
     def outputs(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """What the graph returns."""
         self.run_all(leaves)
-        return tuple(self._read(a) for a in self.graph.outputs)
+        return tuple(self.read(a) for a in self.graph.outputs)
 
     def inner(self, pulse: Any) -> Plain:
         """For a body."""
@@ -101,13 +115,14 @@ class Plain(Run):
 
     def operands(self, op: Op) -> list[Any]:
         """What an op reads."""
-        return [self._read(a) for a in op.inputs]
+        return [self.read(a) for a in op.inputs]
 
     def results(self, op: Op) -> Sequence[Any]:
         """What an op makes."""
         return _jax.bind(op.primitive, op.context, _jax.unplaced(op.params), self.operands(op))
 
-    def _read(self, a: Any) -> Any:
+    def read(self, a: Any) -> Any:
+        """An array, or a literal as one."""
         return scalar(a) if isinstance(a, Literal) else self.made[a.id]
 
 
@@ -120,7 +135,8 @@ def scalar(literal: Literal) -> Any:
 
 
 def _barrier(run: Run, op: Op) -> None:
-    run.define(op, dict(enumerate(jax.lax.optimization_barrier(tuple(run.operands(op))))))
+    given = run.at_barrier(op)
+    run.define(op, dict(zip(given, jax.lax.optimization_barrier(tuple(given.values())), strict=True)))
 
 
 def _scan(run: Run, op: Op) -> None:
@@ -134,7 +150,7 @@ def _scan(run: Run, op: Op) -> None:
         return tuple(back[n] for n in carried), tuple(back[n] for n in pieces)
 
     init, xs = tuple(entering[n] for n in carried), tuple(entering[n] for n in sliced)
-    carry, ys = jax.lax.scan(body, init, xs, **op.params)
+    carry, ys = jax.lax.scan(body, init, xs, **run.loop_params(op))
     run.define(closing, dict(zip((*carried, *pieces), (*carry, *ys), strict=True)))
 
 

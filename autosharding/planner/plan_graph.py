@@ -106,7 +106,7 @@ def plan_graph(
         raise next(p for _, p in tried if isinstance(p, Infeasible))
     best = min(plans, key=lambda p: p.seconds)
     others = tuple(_alternative(t, p) for t, p in tried if p is not best)
-    return replace(best, alternatives=others).verify()
+    return replace(best, alternatives=others, unlimited=min(p.unlimited for p in plans)).verify()
 
 
 def _topologies(
@@ -183,9 +183,10 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
     if solution.bound >= best:
         return f"takes at least {solution.bound:.3g} s even without a memory limit"
     plan = _decoded(task, tables, free, solution, budget)
-    if plan.memory.peak <= budget:
-        return plan
-    return _fitted(task, tables, build, budget, plan, LIMITED_WORK + LIMITED_SHARE * solution.work)
+    if plan.memory.peak > budget:
+        fitted = _fitted(task, tables, build, budget, plan, LIMITED_WORK + LIMITED_SHARE * solution.work)
+        return replace(fitted, unlimited=plan.seconds)
+    return replace(plan, unlimited=plan.seconds)
 
 
 def _fitted(
@@ -246,6 +247,7 @@ def _decoded(task: _Task, tables: Tables, built: Formulation, solution: ilp.Solu
         outputs=outputs,
         memory=account.memory(budget),
         bound=solution.bound,
+        unlimited=0.0,
         unresolved=decoder.unresolved(),
     )
 

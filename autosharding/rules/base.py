@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from autosharding import _jax
 from autosharding.errors import RuleError
@@ -170,9 +171,13 @@ class Shard:
         """Elements of a factor on this device."""
         return self.rule.sizes[factor] // self.parts(factor)
 
+    def place(self, axes: Sequence[str]) -> Any:
+        """Where this device stands along some axes taken as one: a traced i32 scalar, 0 when there are none."""
+        return axis_index(axes, self.mesh)
+
     def index(self, factor: str) -> Any:
         """Which piece of a factor this device has: a traced i32 scalar, or 0 where it is whole."""
-        return axis_index(self.axes(factor), self.mesh)
+        return self.place(self.axes(factor))
 
     def operand_shape(self, i: int) -> tuple[int, ...]:
         """The local shape of an operand."""
@@ -184,7 +189,12 @@ class Shard:
 
     def dim_offset(self, spec: Spec, shape: Sequence[int], dim: int) -> Any:
         """Where this device's piece of `dim` begins: a traced i32 scalar, or 0 where the dim is whole."""
-        return axis_index(spec.dims[dim], self.mesh) * (shape[dim] // spec.parts(dim, self.mesh))
+        return self.place(spec.dims[dim]) * (shape[dim] // spec.parts(dim, self.mesh))
+
+    def positions(self, spec: Spec, shape: Sequence[int], dim: int, dtype: Any) -> Any:
+        """The places in the whole array of this device's elements along `dim`: a vector of `dtype`."""
+        local = jax.lax.iota(dtype, spec.local_shape(shape, self.mesh)[dim])
+        return local + jnp.asarray(self.dim_offset(spec, shape, dim)).astype(dtype) if spec.dims[dim] else local
 
     def bind(self, *operands: Any, **overrides: Any) -> tuple[Any, ...]:
         """The op's own primitive on local operands, with some of its params replaced."""

@@ -20,7 +20,7 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from autosharding.graph import Op
-from autosharding.rules.base import Dims, Rule, Shard, axis_index, factors_of, numeric, rule, sizes_of
+from autosharding.rules.base import Dims, Rule, Shard, factors_of, numeric, rule, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _run_gather(shard: Shard, operand: Any, indices: Any) -> Sequence[Any]:
     if shard.op.params["mode"] == GatherScatterMode.FILL_OR_DROP:
         axes = [a for _, d in split for a in shard.operands[0].dims[d]]
         fill = jnp.full_like(found, _fill_value(shard.op))
-        filled = jnp.where(axis_index(axes, shard.mesh) == 0, fill, zero)  # counted once
+        filled = jnp.where(shard.place(axes) == 0, fill, zero)  # counted once
         result = jnp.where(jax.lax.broadcast_in_dim(inside, found.shape, at.batch), result, filled)
     return (result,)
 

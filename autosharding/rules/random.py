@@ -65,11 +65,12 @@ def _draw(shard: Shard, key: Any) -> Sequence[Any]:
     if spec.is_replicated:
         return shard.bind(key)
     local = shard.result_shape()
-    offsets = [shard.dim_offset(spec, out.shape, d) for d in range(out.rank)]
+    places = [shard.positions(spec, out.shape, d, jnp.uint32) for d in range(out.rank)]
     words = jax.random.key_data(key)
     for d in range(many):
-        words = jax.lax.dynamic_slice_in_dim(words, offsets[d], local[d], axis=d)
-    high, low = _counters(out.shape[many:], local[many:], offsets[many:])
+        if spec.dims[d]:
+            words = jnp.take(words, places[d], axis=d, mode="clip")
+    high, low = _counters(out.shape[many:], places[many:])
 
     def spread(x: Any, dims: Sequence[int]) -> Any:
         return jax.lax.broadcast_in_dim(x, local, dims)
@@ -87,13 +88,14 @@ def _joined(high: Any, low: Any, width: int) -> Any:
     return (high ^ low).astype(_UINTS[width])
 
 
-def _counters(shape: Sequence[int], local: Sequence[int], offsets: Sequence[Any]) -> tuple[Any, Any]:
-    """The row-major positions of a piece of an array as 64-bit numbers in two u32 words, high and low."""
+def _counters(shape: Sequence[int], places: Sequence[Any]) -> tuple[Any, Any]:
+    """The row-major positions of a piece of an array, given those along each dim, as two u32 words, high and low."""
+    local = tuple(len(p) for p in places)
     high = low = jnp.zeros(local, jnp.uint32)
     for d in range(len(local)):
         if shape[d] == 1:
             continue
-        place = jax.lax.broadcasted_iota(jnp.uint32, local, d) + jnp.asarray(offsets[d]).astype(jnp.uint32)
+        place = jax.lax.broadcast_in_dim(places[d], local, (d,))
         stride = prod(shape[d + 1 :])
         step = _wide_multiply(place, stride, prod(shape) > 2**32)
         total = low + step[1]

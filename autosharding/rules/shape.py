@@ -7,7 +7,6 @@ from math import gcd, prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from autosharding.graph import Op
 from autosharding.rules.base import Dims, Exchange, Rule, Shard, factors_of, rule, sizes_of
@@ -45,10 +44,8 @@ def iota(op: Op) -> Rule:
 
 def _local_iota(shard: Shard, *sizes: Any) -> Sequence[Any]:
     spec, out, dim = shard.results[0], shard.op.outputs[0], shard.op.params["dimension"]
-    index = jax.lax.broadcasted_iota(out.aval.dtype, shard.result_shape(), dim)
-    if not spec.dims[dim]:
-        return (index,)
-    return (index + jnp.asarray(shard.dim_offset(spec, out.shape, dim)).astype(index.dtype),)
+    places = shard.positions(spec, out.shape, dim, out.aval.dtype)
+    return (jax.lax.broadcast_in_dim(places, shard.result_shape(), (dim,)),)
 
 
 @rule("transpose")

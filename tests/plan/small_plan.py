@@ -63,6 +63,7 @@ def small_plan() -> Plan:
         ),
         memory=Memory(64 << 20, 2560, 5632, 2, (3584, 5632, 5632), (Held("[0]['w<0>']", 2048),)),
         bound=2.3e-5,
+        unlimited=0.0,
         unresolved=(Unresolved(2, f"mystery ({line})", "there is no rule for it"),),
         alternatives=(Alternative("x=8", 9.1e-6, ""), Alternative("x=4,y=2", None, "its bound is above the best")),
         notes=("a hint was not taken",),

@@ -19,7 +19,8 @@ BIG = (7, 3, 2**20 + 1, 2**17 + 3)
 @pytest.mark.parametrize("offsets", [(0, 0, 0, 0), (6, 2, 2**20 - 1, 2**17), (3, 1, 99, 12345)])
 def test_counters_are_the_positions(offsets: tuple[int, ...]) -> None:
     local = (1, 1, 2, 3)
-    high, low = (np.asarray(x).astype(np.uint64) for x in _counters(BIG, local, offsets))
+    along = [np.arange(n, dtype=np.uint32) + np.uint32(o) for n, o in zip(local, offsets, strict=True)]
+    high, low = (np.asarray(x).astype(np.uint64) for x in _counters(BIG, along))
     places = np.indices(local).astype(object) + np.array(offsets, object).reshape(4, 1, 1, 1, 1)
     want = sum(places[d] * prod(BIG[d + 1 :]) for d in range(4))
     np.testing.assert_array_equal((high << np.uint64(32)) | low, want.astype(np.uint64))
