@@ -6,6 +6,8 @@ exit status 1; nothing is written then.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +57,7 @@ def solve(
 ) -> None:
     """Find a cheap choice that fits; the last line says how good it is proved to be."""
     began = time.perf_counter()
-    with _progress(f"reading {file}") as tell:
+    with _progress(f"reading {file}") as tell, _silenced():
         problem = read_problem(file)
         left = None if deterministic else max(0.1, seconds - (time.perf_counter() - began))
         found = solve_problem(
@@ -99,7 +101,7 @@ def bench(
         raise ProblemError(f"{directory}: no *.json or *.json.gz in it; name a directory of IOPDDL problems.")
     columns = ("instance", "cost", "bound", "gap", "seconds", "cpu", "first", "MiB", "status")
     table = Table(*columns, title=f"{seconds:g} s each")
-    with Console(stderr=True).status("") as status:
+    with Console(stderr=True).status("") as status, _silenced():
         for file in files:
             status.update(f"solving {file.name}")
             table.add_row(*bench_file(file, seconds, gap, seed, processes).cells())
@@ -133,3 +135,18 @@ def _progress(first: str) -> Iterator[Callable[[Progress], None]]:
             )
 
         yield tell
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Standard output closed to the solvers' C code, which prints a line of its own now and then."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -75,10 +76,16 @@ def _exact(
     ceiling = math.inf if start is None or around is None else around + 1e-9 * abs(around)
     formulation = formulate(problem, moments=moments, ceiling=ceiling, around=around)
     most = None if known is None else (known + CUTOFF * abs(known)) * formulation.scale
+    began = time.perf_counter()
     for _ in range(MOST_ROUNDS):
+        left = None if stop.seconds is None else stop.seconds - (time.perf_counter() - began)
+        if left is not None and left <= 0:
+            break
         hint = None if relaxed or start is None else hinted(formulation, problem, start)
         cutoff = None if relaxed else most
-        outcome = run_mathopt(formulation.program, "highs", stop, relax=relaxed, hint=hint, cutoff=cutoff)
+        outcome = run_mathopt(
+            formulation.program, "highs", replace(stop, seconds=left), relax=relaxed, hint=hint, cutoff=cutoff
+        )
         if outcome.infeasible:
             return Answer(None, math.inf, math.inf, "infeasible")
         if math.isfinite(outcome.bound):

@@ -177,7 +177,7 @@ def find_prices_exactly(
         clock.tell("prices")
         if clock.over(0.6) or not cuts.moments:
             break
-        if not oracle.quick and not prices.any():
+        if not oracle.quick and (clock.seconds is not None or not prices.any()):
             break
         if incumbent.choice is None and not oracle.quick:
             repair(relaxation, incumbent, clock, rng)

@@ -151,7 +151,7 @@ def _prices(
     oracle = Oracle(relaxation, _whole, min(max(clock.gap / 10, 1e-5), 1e-3))
     if part != "improve" and (known or oracle.collapses()):
         find_prices_exactly(relaxation, incumbent, clock, rng, oracle, known)
-        if relaxation.best_prices.any():
+        if relaxation.best_prices.any() and (oracle.quick or clock.seconds is None):
             _mix(relaxation, incumbent, clock, rng, oracle, part)
             return oracle
     find_prices(relaxation, incumbent, clock, rng, list(incumbent.seen.values()))

@@ -1,6 +1,7 @@
 """The public format, read, written, checked; and the command line on it, on whole and on damaged files."""
 
 import copy
+import ctypes
 import gzip
 import itertools
 import json
@@ -12,6 +13,7 @@ from example import EXAMPLE
 from random_problems import random_problem
 
 import ilp
+import ilp.cli
 from ilp.check import check
 from ilp.cli import main
 from ilp.iopddl import read_problem, read_solution, write_problem, write_solution
@@ -119,6 +121,19 @@ def test_counted_work_prints_the_same_twice(example, tmp_path, capsys):
         assert run(capsys, "solve", example, "--deterministic", 1000, "-o", tmp_path / f"{at}.json")[0] == 0
         answers.append((tmp_path / f"{at}.json").read_bytes())
     assert answers[0] == answers[1]
+
+
+def test_nothing_but_its_own_lines_is_printed(example, capfd, monkeypatch):
+    def noisy(*arguments, **options):
+        ctypes.CDLL(None).printf(b"a solver's own line\n")
+        return ilp.solve(*arguments, **options)
+
+    monkeypatch.setattr(ilp.cli, "solve_problem", noisy)
+    status, out, _ = run(capfd, "solve", example, "--processes", 1)
+    ctypes.CDLL(None).fflush(None)
+    assert status == 0
+    assert capfd.readouterr().out == ""
+    assert re.fullmatch(r"cost=445 bound=445 gap=0 seconds=\S+ status=optimal\n", out)
 
 
 def test_an_infeasible_problem_is_an_answer(example, tmp_path, capsys):
