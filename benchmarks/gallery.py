@@ -57,7 +57,8 @@ Made by `python benchmarks/gallery.py --output benchmarks/gallery.md`: the model
 CPU devices, on the mesh that the planner chose (megatron: two for the batch, four for tensors).
 
 - planned ms: of one step, by the prices of the virtual devices; gap: to the proved bound.
-- memory: the plan's peak over XLA's own account.
+- memory: the plan's peak over XLA's own account. On a CPU, JAX turns `ragged_dot` into a dense product with all groups,
+  so that XLA holds several times what the plan counts.
 - collectives: whether the compiled program's are the plan's, in bytes by kind and axes; "none" where there are none.
 - results, state differ: the loss (or what else is returned) and the new state after three steps from those of `jax.jit`
   on one device: of each array the norm of the difference over the norm of the array, the largest. Not counted are the
