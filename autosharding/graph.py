@@ -414,10 +414,11 @@ class Graph:
 
     def is_free(self, atom: Atom) -> bool:
         """A literal, or a value made of literals alone (see `Op.is_free`)."""
-        if isinstance(atom, Literal):
-            return True
-        op = self.producer[atom.id]
-        return op is not None and op.is_free
+        return isinstance(atom, Literal) or atom.id in self._free
+
+    @cached_property
+    def _free(self) -> frozenset[int]:
+        return frozenset(v.id for op in self.ops if op.is_free for v in op.outputs)
 
     @cached_property
     def fingerprint(self) -> str:

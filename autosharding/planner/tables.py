@@ -111,8 +111,8 @@ class Tables:
     def _key(self, op: Op, rule: Rule) -> Any:
         return (
             op.name,
-            str(rule),
-            tuple(sorted(rule.sizes.items())),
+            (rule.operands, rule.results, rule.whole, rule.linear, rule.moves_data, rule.added, rule.slides),
+            (tuple(rule.reduced.items()), tuple(rule.sizes.items())),
             rule.flops,
             rule.known,
             str(sorted(op.params.items())) if rule.admits or rule.exchanges else "",
