@@ -58,3 +58,7 @@ class UnknownModel(AutoshardingError, KeyError):
 
 class MicrobatchError(AutoshardingError, ValueError):
     """A step cannot be cut into so many microbatches; names the op that has to see the whole batch."""
+
+
+class StageError(AutoshardingError, ValueError):
+    """A step cannot be cut into so many pipeline stages, or these do not suit the devices or the schedule."""

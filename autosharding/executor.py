@@ -32,7 +32,7 @@ def executable(graph: Graph, plan: Plan, mesh: jax.sharding.Mesh) -> Callable[..
     check(graph, plan, mesh)
     rules = rules_of(graph)
     return jax.shard_map(
-        lambda *leaves: _Run(graph, plan, rules).outputs(leaves),
+        lambda *leaves: PlanRun(graph, plan, rules).outputs(leaves),
         mesh=mesh,
         in_specs=tuple(partition_spec(i.spec) for i in plan.inputs),
         out_specs=tuple(partition_spec(o.spec) for o in plan.outputs),
@@ -64,7 +64,7 @@ def check(graph: Graph, plan: Plan, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-class _Run(Run):
+class PlanRun(Run):
     """One trace of the program, or of one body of it, on one device; lives inside `shard_map`."""
 
     def __init__(self, graph: Graph, plan: Plan, rules: Sequence[Rule | None], pulse: Any = None) -> None:
@@ -79,7 +79,7 @@ class _Run(Run):
         """Run all ops on local shards."""
         self.run_all(leaves)
         return tuple(
-            self._read(a, o.read, o.spec, None) for a, o in zip(self.graph.outputs, self.plan.outputs, strict=True)
+            self.read(a, o.read, o.spec, None) for a, o in zip(self.graph.outputs, self.plan.outputs, strict=True)
         )
 
     def operands(self, op: Op) -> list[Any]:
@@ -87,12 +87,12 @@ class _Run(Run):
         step = self.plan.steps[op.index]
         found: list[Any] = []
         for a, r, s in zip(op.inputs, step.reads, step.operands, strict=True):
-            found.append(self._read(a, r, s, found[-1] if found else None))
+            found.append(self.read(a, r, s, found[-1] if found else None))
         return found
 
-    def inner(self, pulse: Any) -> _Run:
+    def inner(self, pulse: Any) -> PlanRun:
         """For a body."""
-        return _Run(self.graph, self.plan, self.rules, pulse)
+        return PlanRun(self.graph, self.plan, self.rules, pulse)
 
     def results(self, op: Op) -> Sequence[Any]:
         """What an op makes."""
@@ -102,7 +102,8 @@ class _Run(Run):
         shard = Shard(op, rule, dict(step.factors), step.operands, step.results, self.mesh)
         return shard.compute(*self.operands(op))
 
-    def _read(self, atom: Value | Literal, read: int, spec: Spec, near: Any) -> Any:
+    def read(self, atom: Value | Literal, read: int, spec: Spec, near: Any) -> Any:
+        """An operand in the spec in which it is read; `near` is something that is there when it is wanted."""
         if isinstance(atom, Literal):
             return self._as_partial(atom.value, spec) if spec.partial else scalar(atom)
         if self.graph.is_free(atom):
@@ -115,7 +116,7 @@ class _Run(Run):
 
     def _copy(self, index: int, near: Any) -> Any:
         copy = self.plan.copies[index]
-        x = self.made[copy.value] if copy.source == AS_MADE else self._source(copy.source, near)
+        x = self.made[copy.value] if copy.source == AS_MADE else self.source(copy.source, near)
         if copy.again:
             # made again on purpose: tied to what its reader has at hand, so that it is neither merged nor made early
             x = _tied(x, near)
@@ -125,7 +126,8 @@ class _Run(Run):
             x = apply(move, x, self.mesh)
         return x
 
-    def _source(self, index: int, near: Any) -> Any:
+    def source(self, index: int, near: Any) -> Any:
+        """A copy, made now if it is not there."""
         if index not in self.copies:
             self.copies[index] = self._copy(index, near)
         return self.copies[index]

@@ -31,16 +31,15 @@ def looped(labels: Labels) -> Callable[..., list[Any]]:
     """The step as a function of the graph's inputs, in a loop over microbatches, with the same results."""
 
     def step(*leaves: Any) -> list[Any]:
-        before = _Outside(labels, "before")
+        before = Outside(labels, "before")
         before.run_all(leaves)
         terms, pieces = _leaving(labels)
-        with _jax.scope(_context(labels)):
-            sums, stacks = jax.lax.scan(
-                lambda carry, at: _body(labels, before.made, terms, pieces, carry, at),
-                tuple(_neutral(v, labels.states[v.id]) for v in terms),
-                jnp.arange(labels.microbatches, dtype=jnp.int32),
-            )
-        after = _Outside(labels, "after", before.made)
+        sums, stacks = jax.lax.scan(
+            lambda carry, at: _body(labels, before.made, terms, pieces, carry, at),
+            tuple(neutral(v, labels.states[v.id]) for v in terms),
+            jnp.arange(labels.microbatches, dtype=jnp.int32),
+        )
+        after = Outside(labels, "after", before.made)
         after.made.update((v.id, x) for v, x in zip(terms, sums, strict=True))
         after.made.update((v.id, joined(x, _sliced(labels, v))) for v, x in zip(pieces, stacks, strict=True))
         after.run(0, len(labels.graph.ops))
@@ -75,11 +74,6 @@ def _sliced(labels: Labels, v: Value) -> Sliced:
     return state
 
 
-def _context(labels: Labels) -> Any:
-    """The name scopes of the first op in the loop: a loop over the forward pass belongs to it."""
-    return next((op.context for op in labels.graph.ops if labels.places[op.index] == "loop"), None)
-
-
 def _body(
     labels: Labels,
     whole: Mapping[int, Any],
@@ -89,13 +83,13 @@ def _body(
     at: Any,
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """One microbatch: (the sums with its terms, its pieces)."""
-    run = _Inside(labels, at)
+    run = Inside(labels, at)
     for v in labels.graph.values:
         if v.id in whole:
             x, state = whole[v.id], labels.states[v.id]
             run.made[v.id] = taken(x, state, labels.microbatches, at) if isinstance(state, Sliced) else x
     run.run(0, len(labels.graph.ops))
-    added = tuple(_JOINS[_monoid(labels, v)](s, run.made[v.id]) for s, v in zip(sums, terms, strict=True))
+    added = tuple(joins(labels.states[v.id])(s, run.made[v.id]) for s, v in zip(sums, terms, strict=True))
     return added, tuple(run.made[v.id] for v in pieces)
 
 
@@ -109,12 +103,12 @@ _JOINS = {
 }
 
 
-def _monoid(labels: Labels, v: Value) -> str:
-    state = labels.states[v.id]
-    return state.monoid if isinstance(state, Partial) else "same"
+def joins(state: State) -> Callable[[Any, Any], Any]:
+    """What joins the terms of two microbatches; of what is the same in each, the last."""
+    return _JOINS[state.monoid if isinstance(state, Partial) else "same"]
 
 
-def _neutral(v: Value, state: State) -> Any:
+def neutral(v: Value, state: State) -> Any:
     """What changes nothing when it is joined."""
     dtype = v.aval.dtype
     if not isinstance(state, Partial):
@@ -129,7 +123,7 @@ def _neutral(v: Value, state: State) -> Any:
     return jnp.full(v.shape, jnp.iinfo(dtype).min if least else jnp.iinfo(dtype).max, dtype)
 
 
-class _Outside(Plain):
+class Outside(Plain):
     """What runs on the whole batch, before or after the loop."""
 
     def __init__(self, labels: Labels, where: Place, made: Mapping[int, Any] | None = None) -> None:
@@ -161,7 +155,7 @@ class _Outside(Plain):
         return {i: self.read(op.inputs[i]) for i in here}
 
 
-class _Inside(Run):
+class Inside(Run):
     """One microbatch, or a body of a region in it."""
 
     def __init__(self, labels: Labels, at: Any) -> None:
@@ -174,7 +168,7 @@ class _Inside(Run):
 
     def inner(self, pulse: Any) -> Run:
         """For a body."""
-        return _Inside(self.labels, self.at)
+        return Inside(self.labels, self.at)
 
     def at_barrier(self, op: Op) -> dict[int, Any]:
         """What is the loop's; inside a region, all."""

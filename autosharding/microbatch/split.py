@@ -26,6 +26,18 @@ def batch_of(graph: Graph, state: Mapping[int, int]) -> int | None:
     return max(Counter(found).items(), key=lambda kv: (kv[1], kv[0]))[0] if found else None
 
 
+def examples_of(graph: Graph, state: Mapping[int, int], microbatches: int) -> int:
+    """The number of examples, divisible by the number of microbatches.
+
+    Raises:
+        MicrobatchError: where it is not, or there is no batch.
+    """
+    examples = batch_of(graph, state)
+    if examples is None or microbatches < 1 or examples % microbatches:
+        raise MicrobatchError(_indivisible(graph, examples, microbatches))
+    return examples
+
+
 def microbatched(graph: Graph, state: Mapping[int, int], microbatches: int) -> Graph:
     """The step in a loop over microbatches: the same inputs, the same results.
 
@@ -37,9 +49,7 @@ def microbatched(graph: Graph, state: Mapping[int, int], microbatches: int) -> G
     Raises:
         MicrobatchError: saying which op has to see the whole batch, where it stands, and what to do.
     """
-    examples = batch_of(graph, state)
-    if examples is None or microbatches < 1 or examples % microbatches:
-        raise MicrobatchError(_indivisible(graph, examples, microbatches))
+    examples = examples_of(graph, state, microbatches)
     if microbatches == 1:
         return graph
     labels = best_labels(graph, state, examples, microbatches)

@@ -26,13 +26,26 @@ def roles(graph: Graph, state: Mapping[int, int]) -> tuple[str, ...]:
 def _of_training(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
     is_state = set(state.values())
     for i, v in enumerate(graph.inputs):
-        phases = {op.phase for op, _ in graph.readers[v.id]}
+        phases = _read_in(graph, v)
         if i not in is_state:
             yield "batch"
         elif _is_float(v) and phases & {"forward", "backward"}:
             yield "parameter"
         else:
             yield "optimizer" if _is_float(v) and v.rank > 0 else "state"
+
+
+def _read_in(graph: Graph, v: Value) -> set[str]:
+    """The phases of the ops that read a value, in the bodies of regions too."""
+    found, todo, seen = set(), [v], {v.id}
+    while todo:
+        for op, position in graph.readers[todo.pop().id]:
+            found.add(op.phase)
+            if op.region is not None:
+                inside = [w for w, _ in graph.lanes[graph.lane_read[op.index, position][0]].makes if w.id not in seen]
+                seen.update(w.id for w in inside)
+                todo += inside
+    return found
 
 
 def _of_inference(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:

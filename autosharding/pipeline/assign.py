@@ -1,0 +1,271 @@
+"""Which piece of the pipeline runs what: the forward pass cut in program order, and all else where its data is.
+
+A backward op runs on the latest piece, not later than its cotangents', at which every forward value it reads is at
+hand: made there, or sent there for the forward pass. So every weight gradient falls on its weight's piece and one
+cotangent crosses each boundary. What is made of the batch or of literals alone (masks, positions, slices of tokens) is
+made again on each piece that wants it. The update of a state is where its gradient is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from autosharding.errors import StageError
+from autosharding.graph import Value
+from autosharding.microbatch.label import Labels
+from autosharding.microbatch.states import AFTER, Partial
+from autosharding.pipeline.units import Unit, is_whole, units_of
+from stage_dp import DEFAULT_SLACK, NoStages, cluster_layers
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A labelled step over the pieces of a pipeline.
+
+    Attributes:
+        labels: of the step; sums whose terms are made on several pieces are put off until after the loop.
+        units: what is assigned, in program order.
+        runs: for each piece the indices of its units, those in the loop and those after it.
+        made_on: id of each value made in the loop or after it -> the piece that makes it; light values are not in it.
+        rounds: id of each value known after the loop -> how often something had to be sent before it could be made.
+    """
+
+    labels: Labels
+    units: tuple[Unit, ...]
+    runs: tuple[tuple[int, ...], ...]
+    made_on: Mapping[int, int]
+    rounds: Mapping[int, int]
+
+    @property
+    def n_pieces(self) -> int:
+        """How many."""
+        return len(self.runs)
+
+    def received(self, piece: int, place: str) -> list[int]:
+        """Ids of the values that the units of a piece in the loop, or after it, read from other pieces."""
+        units = [self.units[u] for u in self.runs[piece] if self.units[u].place == place]
+        here = {v for u in self.runs[piece] for v in self.units[u].makes}
+        wanted = dict.fromkeys(v for u in units for v in u.reads)
+        return [v for v in wanted if v in self.made_on and self.made_on[v] != piece and v not in here]
+
+    def sent(self, piece: int, place: str) -> list[int]:
+        """Ids of the values of a piece that others read in the loop, or after it."""
+        others = {v for p in range(self.n_pieces) if p != piece for v in self.received(p, place)}
+        return sorted(v for v in others if self.made_on[v] == piece)
+
+
+def assign(labels: Labels, n_pieces: int, state: Mapping[int, int]) -> Assignment:
+    """Cut a step into pieces.
+
+    Args:
+        labels: of the step in microbatches.
+        n_pieces: how many.
+        state: result index -> index of the input whose new state it is.
+
+    Raises:
+        StageError: when the forward pass has not so many parts.
+    """
+    return _Assigner(labels, n_pieces, state).done()
+
+
+class _Assigner:
+    """Alive during one call of `assign`."""
+
+    def __init__(self, labels: Labels, n_pieces: int, state: Mapping[int, int]) -> None:
+        self.labels, self.n_pieces = labels, n_pieces
+        self.units = units_of(labels)
+        graph = labels.graph
+        self.maker = {v: n for n, u in enumerate(self.units) for v in u.makes}
+        states = {graph.inputs[i].id for i in state.values()}
+        self.roots = self._roots(states)
+        self.light = self._light()
+        self.read_sets = [set(u.reads) for u in self.units]
+        self.piece: dict[int, int] = {}  # unit -> piece
+        self.late: set[int] = set()  # units that were in the loop and wait now
+
+    def done(self) -> Assignment:
+        """All units in their places."""
+        self._forward()
+        self._backward()
+        self._after()
+        runs: list[set[int]] = [set() for _ in range(self.n_pieces)]
+        for n, piece in self.piece.items():
+            runs[piece].add(n)
+        for piece in range(self.n_pieces):
+            self._add_light(runs[piece], self._returned_light() if piece == 0 else ())
+        units = tuple(replace(u, place="after") if n in self.late else u for n, u in enumerate(self.units))
+        made_on = {v: piece for n, piece in self.piece.items() for v in self.units[n].makes if not self._whole(v)}
+        labels = self._put_off()
+        order = tuple(tuple(sorted(r)) for r in runs)
+        return Assignment(labels, units, order, made_on, self._rounds(units, made_on))
+
+    # ---- what can be anywhere --------------------------------------------------------------------------------
+
+    def _whole(self, value: int) -> bool:
+        return is_whole(self.labels, value)
+
+    def _roots(self, states: set[int]) -> dict[int, frozenset[int]]:
+        """Value known before the loop -> the arrays of the state that it is made of."""
+        graph = self.labels.graph
+        found = {v.id: frozenset({v.id} if v.id in states and v.rank else ()) for v in graph.inputs}
+        for u in self.units:
+            above = frozenset().union(*(found.get(v, frozenset()) for v in u.reads if self._whole(v)))
+            found.update((v, above) for v in u.makes if self._whole(v))
+        return found
+
+    def _light(self) -> set[int]:
+        """Units in the loop that need no state, and so no cotangents: made where they are wanted."""
+        found: set[int] = set()
+        for n, u in enumerate(self.units):
+            if u.place == "loop" and all(self._is_light_value(v, found) for v in u.reads):
+                found.add(n)
+        return found
+
+    def _is_light_value(self, value: int, light: set[int]) -> bool:
+        if value in self.maker and not self._whole(value):
+            return self.maker[value] in light
+        return not self.roots.get(value)
+
+    def _add_light(self, runs: set[int], also: Sequence[int]) -> None:
+        """With what is light and read here."""
+        runs.update(also)
+        todo = list(runs)
+        while todo:
+            for v in self.units[todo.pop()].reads:
+                n = self.maker.get(v)
+                if n in self.light and n not in runs:
+                    runs.add(n)
+                    todo.append(n)
+
+    def _returned_light(self) -> list[int]:
+        graph = self.labels.graph
+        made = [self.maker.get(a.id) for a in graph.outputs if isinstance(a, Value)]
+        return [n for n in made if n in self.light]
+
+    # ---- forward and backward --------------------------------------------------------------------------------
+
+    def _forward(self) -> None:
+        heavy = [n for n, u in enumerate(self.units) if u.place == "loop" and not u.backward and n not in self.light]
+        cut = self._cut_bytes(heavy)
+        starts = self._starts([self.units[n].work for n in heavy], cut)
+        for piece, (a, b) in enumerate(pairwise(starts)):
+            self.piece.update((n, piece) for n in heavy[a:b])
+
+    def _starts(self, work: Sequence[float], cut: Sequence[int]) -> tuple[int, ...]:
+        """Where the pieces begin: as alike as the ops allow, and then with little to send."""
+        slack = DEFAULT_SLACK
+        while True:
+            try:
+                return cluster_layers(work, cut, self.n_pieces, slack)
+            except NoStages as error:
+                if slack >= self.n_pieces:
+                    name = self.labels.graph.name
+                    raise StageError(
+                        f"The step {name!r} was to be cut into {self.n_pieces} pieces: {error} A `scan` over layers "
+                        "counts as one op."
+                    ) from error
+                slack *= 2
+
+    def _cut_bytes(self, heavy: Sequence[int]) -> list[int]:
+        """What is sent when the n-th of these units begins a piece."""
+        at = {n: i for i, n in enumerate(heavy)}
+        change = [0] * (len(heavy) + 1)
+        for i, n in enumerate(heavy):
+            for v in self.units[n].makes:
+                last = max((at[r] for r in at if v in self.read_sets[r]), default=i)
+                size = self.labels.graph.values[v].nbytes
+                change[i + 1] += size
+                change[last + 1] -= size
+        total, found = 0, []
+        for c in change[: len(heavy)]:
+            total += c
+            found.append(total)
+        return found
+
+    def _backward(self) -> None:
+        at_hand = self._at_hand()
+        for n, u in enumerate(self.units):
+            if u.place != "loop" or not u.backward or n in self.light:
+                continue
+            pieces = [self.piece[self.maker[v]] for v in u.reads if self._comes_back(v)]
+            if self._joins_terms(u, pieces):
+                self.late.add(n)
+                continue
+            latest = min(pieces, default=self.n_pieces - 1)
+            sets = [at_hand(v) for v in u.reads if not self._comes_back(v)]
+            everywhere = set(range(latest + 1)).intersection(*sets)
+            nearest = min((max(s) for s in sets if s), default=latest)
+            self.piece[n] = max(everywhere) if everywhere else min(latest, nearest)
+
+    def _comes_back(self, value: int) -> bool:
+        """Whether it is made in the loop by the backward pass."""
+        n = self.maker.get(value)
+        if n is None or n in self.late or n in self.light:
+            return False
+        return self.units[n].backward and self.units[n].place == "loop"
+
+    def _joins_terms(self, u: Unit, pieces: Sequence[int]) -> bool:
+        """Whether terms of a sum come together here from several pieces: each is then summed up where it is made."""
+        part = self.labels.parts.get(u.first)
+        if part is None or part.cut is not None or not any(isinstance(s, Partial) for s in part.reads):
+            return False
+        return len(set(pieces)) > 1 or any(self.maker.get(v) in self.late for v in u.reads)
+
+    def _at_hand(self) -> Callable[[int], set[int]]:
+        """For a value of the forward pass the pieces that have it."""
+        everywhere = set(range(self.n_pieces))
+        by_value: dict[int, set[int]] = {}
+        by_root: dict[int, set[int]] = {}
+        for n, piece in self.piece.items():
+            for v in self.units[n].makes:
+                by_value.setdefault(v, set()).add(piece)
+            for v in self.units[n].reads:
+                by_value.setdefault(v, set()).add(piece)
+                for root in self.roots.get(v, ()) if self._whole(v) else ():
+                    by_root.setdefault(root, set()).add(piece)
+
+        def at_hand(value: int) -> set[int]:
+            if self.maker.get(value) in self.light or (value not in self.maker and not self._whole(value)):
+                return everywhere
+            if self._whole(value):
+                return everywhere.intersection(*(by_root.get(r, everywhere) for r in self.roots.get(value, ())))
+            return by_value[value]
+
+        return at_hand
+
+    # ---- after the loop --------------------------------------------------------------------------------------
+
+    def _after(self) -> None:
+        """Each unit where what it reads is made, arrays counting before scalars."""
+        for n, u in enumerate(self.units):
+            if u.place == "after" or n in self.late:
+                sizes = {v: self.labels.graph.values[v].size for v in u.reads}
+                made = {v: self.piece[m] for v in u.reads if (m := self.maker.get(v)) in self.piece}
+                arrays = [p for v, p in made.items() if sizes[v] > 1]
+                self.piece[n] = min(arrays) if arrays else max(made.values(), default=0)
+
+    def _put_off(self) -> Labels:
+        """The labels with what waits now after the loop."""
+        if not self.late:
+            return self.labels
+        states, places = list(self.labels.states), list(self.labels.places)
+        for n in self.late:
+            places[self.units[n].first] = "after"
+            for v in self.units[n].makes:
+                states[v] = AFTER
+        gone = {self.units[n].first for n in self.late}
+        parts = {i: p for i, p in self.labels.parts.items() if i not in gone}
+        return replace(self.labels, states=tuple(states), places=tuple(places), parts=parts)
+
+    def _rounds(self, units: Sequence[Unit], made_on: Mapping[int, int]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for n, u in enumerate(units):
+            if u.place == "loop":
+                found.update(dict.fromkeys(u.makes, 0))
+            elif u.place == "after":
+                piece = self.piece[n]
+                before = [found[v] + (made_on[v] != piece) for v in u.reads if v in made_on]
+                found.update(dict.fromkeys(u.makes, max(before, default=0)))
+        return found
