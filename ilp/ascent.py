@@ -19,7 +19,7 @@ from ilp.flat import Rows
 from ilp.incumbent import Incumbent
 from ilp.relaxation import Relaxation
 
-__all__ = ["climb"]
+__all__ = ["SETTLING", "climb"]
 
 WARMTH = 10.0
 """Seconds of the distribution: this multiple of the gap per node. It blurs the slope by no more than all nodes do."""
@@ -43,6 +43,7 @@ FALL = 0.03
 """Share of the gap by which the bound may fall for the sake of a later rise."""
 
 PATIENCE = 20
+"""Sweeps without progress that are borne."""
 
 SMALLEST = 1e-6
 """Share of Polyak's step below which nothing more is to be had."""

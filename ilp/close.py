@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from ilp.ascent import climb
+from ilp.ascent import SETTLING, climb
 from ilp.clock import Clock
 from ilp.engines import Stop
 from ilp.incumbent import Incumbent
@@ -15,8 +15,9 @@ from ilp.kernel import below, pairs_left, restrict, seen_in
 from ilp.mip import Answer, entries, exact
 from ilp.oracle import Oracle
 from ilp.presolve import Reduced
-from ilp.primal import descend, oscillate, spread
+from ilp.primal import descend, oscillate, read_around, spread
 from ilp.relaxation import Relaxation
+from ilp.solution import relative_gap
 
 __all__ = ["Part", "close", "fuse"]
 
@@ -57,11 +58,17 @@ EXCURSIONS = {"all": 4, "improve": 12, "prove": 0}
 DESCENTS = 300
 """Forests re-chosen between two kernels."""
 
+POLISH = 100
+"""Forests re-chosen once the gap is closed: what is left of it may be more than nothing."""
+
 FUSIONS = 4
 """Rounds after which the choices seen are fused again."""
 
 CLIMB = {"all": 50, "improve": 0, "prove": 200}
 """Sweeps along the slope of the bound between two kernels."""
+
+FOLLOWED = 0.03
+"""Share of the gap by which the other process's bound must be better for its prices to be taken over."""
 
 RESTING = 1e-3
 """Share of the gap by which these must raise the bound; else they rest."""
@@ -97,7 +104,11 @@ def close(
             climbing = relaxation.bound - before > RESTING * gap
         if clock.over():
             break
-        if part != "prove" and attempt % FUSIONS == 0:
+        if incumbent.follow(relaxation, FOLLOWED):
+            relaxation.ascend(SETTLING, clock)
+            read_around(relaxation, incumbent, clock, rng)
+            fuse(relaxation, incumbent, clock, part)
+        elif part != "prove" and attempt % FUSIONS == 0:
             if oracle is not None and attempt:
                 spread(relaxation, incumbent, clock, rng, oracle, MIXES + attempt)
             fuse(relaxation, incumbent, clock, part)
@@ -113,6 +124,8 @@ def close(
             break
     bound = min(bound, incumbent.cost)
     clock.bound = max(clock.bound, bound)
+    if incumbent.choice is not None and relative_gap(incumbent.cost, bound) <= clock.gap:
+        descend(relaxation, incumbent, clock, rng, POLISH, None)
     incumbent.exchange(relaxation, clock)
     return min(max(bound, clock.bound), incumbent.cost)
 

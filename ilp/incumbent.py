@@ -42,18 +42,27 @@ class Incumbent:
         self.choice, self.cost = choice.copy(), cost
         clock.objective = min(clock.objective, cost)
         if self.post is not None:
-            self.post.tell(cost, -math.inf, choice)
+            self.post.tell(cost, choice)
         return True
 
     def exchange(self, relaxation: Relaxation, clock: Clock) -> None:
         """Tell the other process the bound, take over its own and its choice where they are better."""
         if self.post is None:
             return
-        self.post.tell(math.inf, clock.bound, None)
-        bound, choice = self.post.hear()
-        clock.bound = max(clock.bound, bound)
+        self.post.tell_bound(clock.bound, relaxation.best_prices)
+        choice = self.post.hear()
+        clock.bound = max(clock.bound, self.post.bound)
         if choice is not None:
             self.offer(relaxation, choice, clock)
+
+    def follow(self, relaxation: Relaxation, share: float) -> bool:
+        """Take over the other's prices, if its bound is better by ``share`` of the gap."""
+        post = self.post
+        if post is None or post.prices is None or post.bound - relaxation.bound <= share * (self.cost - post.bound):
+            return False
+        relaxation.bound, relaxation.best_prices = post.bound, post.prices
+        relaxation.set_prices(post.prices)
+        return True
 
     def best_seen(self, relaxation: Relaxation) -> list[np.ndarray]:
         """The best choice, then those seen, cheapest first at the best prices for memory."""

@@ -113,15 +113,18 @@ def descend(
     clock: Clock,
     rng: np.random.Generator,
     moves: int,
-    share: float,
+    share: float | None,
 ) -> bool:
-    """Re-choose forests, large and small, at prices around the best; keep what fits and costs less."""
+    """Re-choose forests, large and small, at prices around the best; keep what fits and costs less.
+
+    Ends with ``share`` of the clock, or (None) only after all ``moves``.
+    """
     assert incumbent.choice is not None
     nodes = len(incumbent.choice)
     before = incumbent.cost
     factor, priced = 1.0, relaxation.priced
     for move in range(moves):
-        if clock.over(share):
+        if share is not None and clock.over(share):
             break
         if move % 8 == 0:
             factor = float(rng.choice([0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3]))

@@ -40,7 +40,6 @@ class Relaxation:
     """A bound with each strategy forced: the best that any messages gave."""
     bound: float = -math.inf
     best_prices: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    best_messages: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def entries(self) -> int:

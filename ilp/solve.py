@@ -59,7 +59,7 @@ def solve(
         reduced = presolve(asked)
         clock.spend(sum(map(len, problem.costs)))
         return solve_reduced(asked, reduced, clock, start, seed=seed)[0]
-    with partner(len(problem.costs) + 1, _prove) as other:
+    with partner(len(problem.costs) + 1, len(problem.times), _prove) as other:
         reduced = presolve(asked)
         post = None
         if reduced.small is not None and clock.left:

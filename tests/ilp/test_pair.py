@@ -1,7 +1,6 @@
 """Two processes on one problem, and what does not depend on how many there are."""
 
 import importlib
-import math
 import multiprocessing
 from dataclasses import replace
 
@@ -26,16 +25,16 @@ def limited():
 
 def test_each_hears_what_the_other_tells():
     context = multiprocessing.get_context("spawn")
-    boards = Board(context, 3), Board(context, 3)
-    here, there = Post(*boards, nodes=3), Post(*boards[::-1], nodes=3)
-    assert here.hear() == (-math.inf, None)
-    there.tell(5.0, -math.inf, np.array([1, 0, 2]))
-    there.tell(math.inf, 4.0, None)
-    bound, choice = here.hear()
-    assert bound == 4.0
-    assert choice.tolist() == [1, 0, 2]
-    there.tell(6.0, 3.0, np.array([0, 0, 0]))
-    assert here.hear() == (4.0, None)
+    boards = Board(context, 4, 2), Board(context, 4, 2)
+    here, there = Post(*boards, nodes=3, moments=2), Post(*boards[::-1], nodes=3, moments=2)
+    assert here.hear() is None
+    there.tell(5.0, np.array([1, 0, 2]))
+    there.tell_bound(4.0, np.array([0.5, 0.0]))
+    there.tell_bound(3.0, np.array([0.0, 0.0]))
+    assert here.hear().tolist() == [1, 0, 2]
+    assert (here.cost, here.bound, here.prices.tolist()) == (5.0, 4.0, [0.5, 0.0])
+    there.tell(6.0, np.array([0, 0, 0]))
+    assert here.hear() is None
 
 
 def test_two_processes_agree_with_one(monkeypatch):
