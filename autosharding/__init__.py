@@ -20,11 +20,13 @@ from autosharding.errors import MicrobatchError as MicrobatchError
 from autosharding.errors import PlanError as PlanError
 from autosharding.errors import PlanMismatch as PlanMismatch
 from autosharding.errors import RuleError as RuleError
+from autosharding.errors import StageError as StageError
 from autosharding.errors import UnknownModel as UnknownModel
 from autosharding.errors import UnsupportedProgram as UnsupportedProgram
 from autosharding.graph import Graph as Graph
+from autosharding.pipeline import PipelinePlan as PipelinePlan
+from autosharding.pipeline import load_plan as load_plan
 from autosharding.plan import Plan as Plan
-from autosharding.plan_load import load_plan as load_plan
 from autosharding.rules.user import register_user_rule as rule
 from autosharding.spec import Spec as Spec
 
@@ -35,11 +37,13 @@ __all__ = [
     "Infeasible",
     "MeshMismatch",
     "MicrobatchError",
+    "PipelinePlan",
     "Plan",
     "PlanError",
     "PlanMismatch",
     "RuleError",
     "Spec",
+    "StageError",
     "Step",
     "UnknownModel",
     "UnsupportedProgram",

@@ -26,6 +26,7 @@ from autosharding.executor import check, executable
 from autosharding.graph import Graph
 from autosharding.leaves import Result, Structure, new_states, shape_of, take_apart, take_result, with_fixed
 from autosharding.microbatch import Microbatches, microbatched, planned
+from autosharding.pipeline import Pipeline, PipelinePlan, PipelineProgram, Planner, pipelined, plan_pipeline
 from autosharding.plan import Plan
 from autosharding.planner import METHODS, plan_graph
 from cost_model import Cluster
@@ -42,8 +43,11 @@ class Options:
     memory: int | None = None
     method: str = "auto"
     microbatches: Microbatches = "auto"
+    stages: int = 1
+    schedule: str = "1f1b"
+    chunks: int = 1
     constraints: Mapping[str, PartitionSpec] | None = None
-    plan: Plan | None = None
+    plan: Plan | PipelinePlan | None = None
     donate: tuple[int | str, ...] = ()
     static_positions: tuple[int, ...] = ()
     static_names: tuple[str, ...] = ()
@@ -149,7 +153,7 @@ class Program:
 class Lowered:
     """A step planned and lowered, not compiled: the first of the ahead-of-time stages, as `jax.stages.Lowered`."""
 
-    def __init__(self, step: Step, program: Program) -> None:
+    def __init__(self, step: Step, program: Program | PipelineProgram) -> None:
         self._step = step
         self._program = program
         self.plan = program.plan
@@ -174,7 +178,7 @@ class Compiled:
         jax: the `jax.stages.Compiled` over the arrays alone (constants last).
     """
 
-    def __init__(self, step: Step, program: Program) -> None:
+    def __init__(self, step: Step, program: Program | PipelineProgram) -> None:
         self._step = step
         self._program = program
         self.plan = program.plan
@@ -211,9 +215,9 @@ class Step:
         self.fn = fn
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.options = options
-        self._programs: dict[Any, Program] = {}
-        self._plans: dict[Any, tuple[Graph, Plan]] = {}
-        self._last: Program | None = None
+        self._programs: dict[Any, Program | PipelineProgram] = {}
+        self._plans: dict[Any, _Planned] = {}
+        self._last: Program | PipelineProgram | None = None
         self._scalars_fixed = False
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -239,7 +243,7 @@ class Step:
         self._last = program if program.traced.structure.definition is None else None
         return program.traced.result.build(results, objects)
 
-    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+    def plan(self, *args: Any, **kwargs: Any) -> Plan | PipelinePlan:
         """The plan for these arguments, arrays or `jax.ShapeDtypeStruct`s; touches no device."""
         return self.program(*args, **kwargs).plan
 
@@ -301,7 +305,7 @@ class Step:
         out = jax.jit(flat, out_shardings=[where[id(s)] for s in shapes])(*arrays)
         return box[-1].build(out, ())
 
-    def program(self, *args: Any, **kwargs: Any) -> Program:
+    def program(self, *args: Any, **kwargs: Any) -> Program | PipelineProgram:
         """The program for these arguments, planned but perhaps not compiled."""
         return self._prepared(args, kwargs)[0]
 
@@ -313,7 +317,9 @@ class Step:
     def _fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return with_fixed(args, kwargs, self.options.static_positions, self.options.static_names)
 
-    def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any], tuple[Any, ...]]:
+    def _prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Program | PipelineProgram, list[Any], tuple[Any, ...]]:
         """(program, arrays, nnx objects) of a call.
 
         A step that branches on a scalar of Python (the rate of an equinox dropout) is planned for its value.
@@ -328,7 +334,7 @@ class Step:
         arrays, structure, objects = self.take(args, kwargs)
         return self._program(arrays, structure), arrays, objects
 
-    def _program(self, arrays: Sequence[Any], structure: Structure) -> Program:
+    def _program(self, arrays: Sequence[Any], structure: Structure) -> Program | PipelineProgram:
         shapes = [shape_of(x) for x in arrays]
         key = structure, tuple((s.shape, s.dtype) for s in shapes)
         if key not in self._programs:
@@ -336,8 +342,7 @@ class Step:
             same = traced.graph.fingerprint, tuple(traced.state.items()), traced.donated
             if same not in self._plans:
                 self._plans[same] = _planned(traced, arrays, self.options)
-            graph, plan = self._plans[same]
-            self._programs[key] = Program(replace(traced, graph=graph), plan, self.options)
+            self._programs[key] = self._plans[same].program(traced, self.options)
         return self._programs[key]
 
 
@@ -375,14 +380,34 @@ def _devices(options: Options) -> tuple[Any, ...]:
     return tuple(jax.devices())
 
 
-def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> tuple[Graph, Plan]:
-    """The graph that runs, and the plan the user brought, or a new one for the devices at hand."""
+@dataclass(frozen=True)
+class _Planned:
+    """A plan, and what it is for: the graph that runs on one mesh, or a pipeline."""
+
+    plan: Plan | PipelinePlan
+    what: Graph | Pipeline
+
+    def program(self, traced: Traced, options: Options) -> Program | PipelineProgram:
+        """What runs it."""
+        if isinstance(self.plan, Plan) and isinstance(self.what, Graph):
+            return Program(replace(traced, graph=self.what), self.plan, options)
+        assert isinstance(self.plan, PipelinePlan)
+        assert isinstance(self.what, Pipeline)
+        return PipelineProgram(self.what, self.plan, traced, _devices(options))
+
+
+def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planned:
+    """The plan the user brought, or a new one for the devices at hand."""
     devices = _devices(options)
+    if isinstance(options.plan, PipelinePlan):
+        pipeline = pipelined(traced.graph, traced.state, options.plan.schedule)
+        pipeline.check(options.plan)
+        return _Planned(options.plan, pipeline)
     if options.plan is not None:
         given = options.mesh if isinstance(options.mesh, Mesh) else None
         graph = microbatched(traced.graph, traced.state, options.plan.microbatches)
         check(graph, options.plan, placing.mesh_over(options.plan.mesh, devices, given))
-        return graph, options.plan
+        return _Planned(options.plan, graph)
     cluster = options.cluster or placing.cluster_of(devices)
     if cluster.n_devices != len(devices):
         raise MeshMismatch(
@@ -394,8 +419,10 @@ def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> tuple[G
 
 def _plan_for(
     traced: Traced, arrays: Sequence[Any], cluster: Cluster, options: Options, devices: Sequence[Any] | None
-) -> tuple[Graph, Plan]:
+) -> _Planned:
     graph = traced.graph
+    if options.stages != 1:
+        return _pipeline_for(traced, cluster, options)
     if options.mesh is not None:
         where = "the cluster " + cluster.name if devices is None else "this machine"
         axes: Mapping[str, int] | None = placing.axes_of(options.mesh, cluster.n_devices, where)
@@ -403,7 +430,7 @@ def _plan_for(
         axes = placing.mesh_in_use(arrays, graph, cluster.n_devices, devices)
     specs = placing.lying_specs(arrays, axes, devices) if devices is not None else {}
     specs |= placing.constraint_specs(options.constraints, graph, cluster, axes, options.parameters)
-    return planned(
+    pieces, plan = planned(
         graph,
         traced.state,
         options.microbatches,
@@ -420,6 +447,35 @@ def _plan_for(
         ),
         options.progress or (lambda _: None),
     )
+    return _Planned(plan, pieces)
+
+
+def _pipeline_for(traced: Traced, cluster: Cluster, options: Options) -> _Planned:
+    """A pipeline of as many stages as were asked for."""
+    if options.mesh is not None or options.constraints:
+        raise AutoshardingError(
+            f"The step {traced.graph.name!r} was to run in {options.stages} stages, each on a mesh of its own that is "
+            "chosen with its plan; a mesh or constraints can be given for one stage only."
+        )
+
+    def planner(of_stage: Cluster) -> Planner:
+        return lambda graph, state, memory: plan_graph(
+            graph, of_stage, memory=memory, method=options.method, state=state, progress=options.progress
+        )
+
+    pipeline, plan = plan_pipeline(
+        traced.graph,
+        traced.state,
+        cluster,
+        planner,
+        stages=options.stages,
+        microbatches=options.microbatches,
+        schedule=options.schedule,
+        chunks=options.chunks,
+        memory=options.memory,
+        tell=options.progress or (lambda _: None),
+    )
+    return _Planned(plan, pipeline)
 
 
 def _no_mesh() -> AbstractContextManager[Any]:
@@ -437,8 +493,11 @@ def parallelize(
     memory: int | str | None = None,
     method: str = "auto",
     microbatches: Microbatches = "auto",
+    stages: int = 1,
+    schedule: str = "1f1b",
+    chunks: int = 1,
     constraints: Mapping[str, PartitionSpec] | None = None,
-    plan: Plan | None = None,
+    plan: Plan | PipelinePlan | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     donate_argnames: str | Sequence[str] | None = None,
     static_argnums: int | Sequence[int] = (),
@@ -462,6 +521,10 @@ def parallelize(
         method: "auto", or a plan people write by hand: "data", "fsdp", "zero1", "zero2", "megatron".
         microbatches: into how many pieces the batch is cut, worked through one after another to save memory; the
             optimizer runs once, on the sums. "auto" takes as few as the memory allows, as long as more do not pay.
+        stages: into how many stages of a pipeline the step is cut, each on an equal group of the devices in their
+            order. The forward pass is cut where little is sent, all else follows its data; nothing is marked.
+        schedule: of the stages: "gpipe", "1f1b", "1f1b-eager" or "interleaved".
+        chunks: pieces for each stage, with "interleaved".
         constraints: path of an argument -> `PartitionSpec`. Paths are written as in `plan.inputs`:
             "[0].params['w']", or with the argument's name, "state.params['w']"; also the start of paths, or a pattern
             with `*`.
@@ -485,6 +548,9 @@ def parallelize(
             memory=memory,
             method=method,
             microbatches=microbatches,
+            stages=stages,
+            schedule=schedule,
+            chunks=chunks,
             constraints=constraints,
             plan=plan,
             donate_argnums=donate_argnums,
@@ -507,6 +573,9 @@ def parallelize(
             memory=placing.bytes_of(memory),
             method=method,
             microbatches=microbatches,
+            stages=stages,
+            schedule=schedule,
+            chunks=chunks,
             constraints=constraints,
             parameters=names,
             plan=plan,
@@ -527,12 +596,15 @@ def plan(
     memory: int | str | None = None,
     method: str = "auto",
     microbatches: Microbatches = "auto",
+    stages: int = 1,
+    schedule: str = "1f1b",
+    chunks: int = 1,
     constraints: Mapping[str, PartitionSpec] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     static_argnums: int | Sequence[int] = (),
     progress: Report | None = None,
     **kwargs: Any,
-) -> Plan:
+) -> Plan | PipelinePlan:
     """Plan a step for hardware that is not here; touches no device.
 
     Args:
@@ -543,6 +615,9 @@ def plan(
         memory: bytes a device may hold, "70GiB"; the device's own less a reserve by default.
         method: as for `parallelize`.
         microbatches: as for `parallelize`.
+        stages: as for `parallelize`.
+        schedule: as for `parallelize`.
+        chunks: as for `parallelize`.
         constraints: as for `parallelize`.
         donate_argnums: as for `parallelize`.
         static_argnums: as for `parallelize`.
@@ -555,6 +630,9 @@ def plan(
         memory=memory,
         method=method,
         microbatches=microbatches,
+        stages=stages,
+        schedule=schedule,
+        chunks=chunks,
         constraints=constraints,
         donate_argnums=donate_argnums,
         static_argnums=static_argnums,
@@ -564,7 +642,7 @@ def plan(
     arrays, structure, _ = step.take(args, kwargs)
     traced = trace(step.fn, structure, [shape_of(x) for x in arrays], step.name, step.options.donate)
     assert step.options.cluster is not None
-    return _plan_for(traced, arrays, step.options.cluster, step.options, None)[1]
+    return _plan_for(traced, arrays, step.options.cluster, step.options, None).plan
 
 
 # ---- names and positions ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ paragraph on standard error and exit status 1.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ from rich.console import Console
 
 from autosharding.api import parallelize
 from autosharding.api import plan as make_plan
-from autosharding.errors import AutoshardingError, MeshMismatch, MicrobatchError
+from autosharding.errors import AutoshardingError, MeshMismatch, MicrobatchError, PlanError, StageError
 from autosharding.microbatch import Microbatches
+from autosharding.pipeline import RUNNABLE, PipelinePlan, load_plan
+from autosharding.plan import Plan
 from autosharding.plan_html import plan_html
 from autosharding.plan_json import dumps
-from autosharding.plan_load import load_plan
 from autosharding.plan_mlir import plan_mlir
 from autosharding.rules import rules_table
 from autosharding.table import Table
@@ -63,6 +65,9 @@ RematOption = Annotated[bool, typer.Option(help="each block of a zoo model under
 MicrobatchesOption = Annotated[
     str, typer.Option(help="into how many pieces the batch is cut; auto takes as few as the memory allows")
 ]
+StagesOption = Annotated[int, typer.Option(min=1, help="stages of a pipeline, each on an equal group of the devices")]
+ScheduleOption = Annotated[str, typer.Option(help=f"of the stages: {', '.join(RUNNABLE)}")]
+ChunksOption = Annotated[int, typer.Option(min=1, help="pieces for each stage, with --schedule interleaved")]
 DonateOption = Annotated[bool, typer.Option(help="let new state take the buffers of the old")]
 
 
@@ -74,11 +79,15 @@ def plan(
     memory: MemoryOption = None,
     method: MethodOption = "auto",
     microbatches: MicrobatchesOption = "auto",
+    stages: StagesOption = 1,
+    schedule: ScheduleOption = "1f1b",
+    chunks: ChunksOption = 1,
     batch: BatchOption = None,
     sequence: SequenceOption = None,
     remat: RematOption = True,
     donate: DonateOption = True,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the plan to this file")] = None,
+    trace: Annotated[Path | None, typer.Option(help="write the simulated schedule, for Perfetto")] = None,
 ) -> None:
     """Plan a step for a cluster that need not be here."""
     axes = _axes(mesh)
@@ -92,14 +101,19 @@ def plan(
             memory=memory,
             method=method,
             microbatches=_number(microbatches),
+            stages=stages,
+            schedule=schedule,
+            chunks=chunks,
             donate_argnums=tuple(range(len(found.args))) if donate else None,
             progress=say,
         )
     if output is not None:
         made.save(output)
+    if trace is not None:
+        trace.write_text(json.dumps(_pipeline(made, "--trace").trace()), encoding="utf-8")
     print(made)
-    if output is not None:
-        print(f"\nwritten to {output}")
+    for path in filter(None, (output, trace)):
+        print(f"\nwritten to {path}")
 
 
 @app.command()
@@ -111,6 +125,10 @@ def show(
     loaded = load_plan(file)
     if format is Format.text:
         print(loaded)
+    elif isinstance(loaded, PipelinePlan):
+        if format is not Format.json:
+            raise PlanError(f"{file} is the plan of a pipeline, which is shown as text or as json, not as {format}.")
+        print(json.dumps(loaded.to_json()))
     elif format is Format.mlir:
         print(plan_mlir(loaded), end="")
     elif format is Format.html:
@@ -125,7 +143,10 @@ def diff(
     b: Annotated[Path, typer.Argument(help="another")],
 ) -> None:
     """Print what differs between two plans."""
-    print(load_plan(a).diff(load_plan(b)))
+    first, second = load_plan(a), load_plan(b)
+    if not isinstance(first, Plan) or not isinstance(second, Plan):
+        raise PlanError("Plans of pipelines are compared stage by stage, and not by this command: show each of them.")
+    print(first.diff(second))
 
 
 @app.command()
@@ -136,6 +157,9 @@ def verify(
     memory: MemoryOption = None,
     method: MethodOption = "auto",
     microbatches: MicrobatchesOption = "auto",
+    stages: StagesOption = 1,
+    schedule: ScheduleOption = "1f1b",
+    chunks: ChunksOption = 1,
     batch: BatchOption = None,
     sequence: SequenceOption = None,
     remat: RematOption = True,
@@ -156,6 +180,9 @@ def verify(
             memory=memory,
             method=method,
             microbatches=_number(microbatches),
+            stages=stages,
+            schedule=schedule,
+            chunks=chunks,
             plan=given,
             donate_argnums=tuple(range(len(args))) if donate else None,
             progress=say,
@@ -193,6 +220,17 @@ def _progress(first: str) -> Iterator[Callable[[str], None]]:
     """A spinner on standard error with what is being done, where that is a terminal."""
     with Console(stderr=True).status(first) as status:
         yield status.update
+
+
+def _pipeline(made: Plan | PipelinePlan, option: str) -> PipelinePlan:
+    """The plan, which must be a pipeline's for an option.
+
+    Raises:
+        StageError: where it is not.
+    """
+    if isinstance(made, PipelinePlan):
+        return made
+    raise StageError(f"{option} is for pipelines: say --stages 2 or more.")
 
 
 def _number(microbatches: str) -> Microbatches:

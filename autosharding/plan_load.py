@@ -32,6 +32,15 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     Raises:
         PlanError: when the file is not there, is no plan, is of another version, or is damaged.
     """
+    return from_json(read_file(path), os.fspath(path))
+
+
+def read_file(path: str | os.PathLike[str]) -> Any:
+    """What a file of JSON says.
+
+    Raises:
+        PlanError: when it is not there, or is no JSON.
+    """
     shown = os.fspath(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -39,12 +48,11 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise PlanError(f"The plan file {shown!r} cannot be read: {reason}. {_REMEDY}") from error
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PlanError(
             f"{shown!r} is no plan file, or only a part of one: it stops being JSON at {_place(error)}. {_REMEDY}"
         ) from error
-    return from_json(data, shown)
 
 
 def from_json(data: Any, source: str = "this") -> Plan:

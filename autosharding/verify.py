@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autosharding.api import Step
+from autosharding.api import Program, Step
 from autosharding.compare import Comparison, compare
 from autosharding.leaves import Structure, take_result
-from autosharding.plan import Plan
 from autosharding.table import Table
 
 TOLERANCE = 1e-4
@@ -64,13 +63,13 @@ class Verification:
     """A plan beside its program and its numbers beside one device's.
 
     Attributes:
-        comparison: collectives and memory.
+        comparison: collectives and memory; None for a pipeline, which is many programs.
         numbers: for each output.
         steps: how many steps were run, state fed on.
         outputs: how many outputs are no state; they come first in `numbers`.
     """
 
-    comparison: Comparison
+    comparison: Comparison | None
     numbers: tuple[Difference, ...]
     steps: int
     outputs: int
@@ -78,10 +77,12 @@ class Verification:
     @property
     def agrees(self) -> bool:
         """Whether collectives and numbers are as they should be; memory is a prediction and only remarked."""
-        return self.comparison.agrees and all(n.agrees for n in self.numbers)
+        compiled = self.comparison is None or self.comparison.agrees
+        return compiled and all(n.agrees for n in self.numbers)
 
     def __str__(self) -> str:
-        return "\n\n".join([str(self.comparison), *(t.text() for t in self._tables()), *self._remarks()])
+        compared = [] if self.comparison is None else [str(self.comparison)]
+        return "\n\n".join([*compared, *(t.text() for t in self._tables()), *self._remarks()])
 
     def _tables(self) -> Iterable[Table]:
         worst = max(self.numbers[self.outputs :], key=lambda n: n.difference, default=None)
@@ -95,10 +96,12 @@ class Verification:
         yield Table(title, ("output", "difference", "rounding", ""), rows, (1, 2))
 
     def _remarks(self) -> Iterable[str]:
-        ratio = self.comparison.memory_ratio
+        ratio = self.comparison.memory_ratio if self.comparison is not None else None
         if ratio is not None and abs(ratio - 1) > MEMORY_SHARE:
             yield f"The predicted memory is {ratio - 1:+.0%} off."
-        yield "The program is the plan's, the numbers are the step's." if self.agrees else "VERIFICATION FAILED."
+        numbers = "the numbers are the step's."
+        agreed = numbers.capitalize() if self.comparison is None else f"The program is the plan's, {numbers}"
+        yield agreed if self.agrees else "VERIFICATION FAILED."
 
 
 def verify(step: Step, args: tuple[Any, ...], *, steps: int = 1, progress: Report | None = None) -> Verification:
@@ -113,18 +116,18 @@ def verify(step: Step, args: tuple[Any, ...], *, steps: int = 1, progress: Repor
     say = progress or (lambda _: None)
     program = step.program(*args)
     say("compiling")
-    comparison = compare(program.plan, program.compile())
+    comparison = compare(program.plan, program.compile()) if isinstance(program, Program) else None
     arrays, structure, _ = step.take(args, {})
     hosted = [_host(x) for x in arrays]
     flat = jax.jit(_flat(step, structure))
-    feed = {o: i for o, i in _states(program.plan).items() if i < len(hosted)}
+    feed = {o: i for o, i in program.traced.state.items() if i < len(hosted)}
     say("running on one device")
     with jax.default_device(jax.devices()[0]):
         alone = _loop(flat, hosted, feed, steps)
         nudged = _loop(flat, _nudged(hosted), feed, steps)
-    say(f"running on {program.mesh.size} devices")
+    say("running on all devices")
     spread = _loop(lambda *xs: program.run(list(xs)), hosted, feed, steps)
-    names = [o.name for o in program.plan.outputs]
+    names = program.traced.graph.output_names
     order = sorted(range(len(names)), key=lambda i: (i in feed, i))
     numbers = tuple(_difference(names[i], alone[i], spread[i], nudged[i]) for i in order)
     return Verification(comparison, numbers, steps, len(names) - len(feed))
@@ -138,11 +141,6 @@ def _flat(step: Step, structure: Structure) -> Callable[..., list[Any]]:
         return take_result(step.fn(*args, **kwargs), objects)[0]
 
     return call
-
-
-def _states(plan: Plan) -> Mapping[int, int]:
-    """Output -> the input whose new state it is."""
-    return {n: o.state_of for n, o in enumerate(plan.outputs) if o.state_of is not None}
 
 
 def _loop(run: Callable[..., Any], arrays: Sequence[Any], feed: Mapping[int, int], steps: int) -> list[Any]:

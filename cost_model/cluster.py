@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_model.device import Device
 from cost_model.errors import ClusterError
 from cost_model.read import read_cluster
 from cost_model.topology import AXIS_NAMES, Axis, Topology
-from cost_model.wiring import Nodes, Piece, Wiring, cut_into_pieces, wiring_from_json
+from cost_model.wiring import Link, Nodes, Piece, Wiring, cut_into_pieces, wiring_from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,18 @@ class Cluster:
             raise ClusterError(f"max_axes is {max_axes}; meshes have 1 to {len(AXIS_NAMES)} axes.")
         found = dict.fromkeys(self._meshes(max_axes))
         return tuple(self._lay(zip(AXIS_NAMES, axes, strict=False)) for axes in sorted(found, key=len))
+
+    def part(self, parts: int) -> Cluster:
+        """One of so many equal groups of consecutive devices, as a cluster: the devices of a pipeline stage.
+
+        Raises `ClusterError` where the groups would not lie alike: a group is a divisor of a node, or whole nodes; of
+        a torus, slices of its first dim.
+        """
+        return replace(self, name=f"{self.name}/{parts}", wiring=self.wiring.part(parts))
+
+    def link_between(self, parts: int, first: int) -> Link:
+        """The wire from group `first` of so many to the next."""
+        return self.wiring.link_between(parts, first)
 
     def to_json(self) -> dict[str, Any]:
         """Return the cluster as plain JSON values, loss-free: also the contents of a device file."""

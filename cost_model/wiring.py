@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_model.errors import ClusterError
@@ -113,6 +113,27 @@ class Nodes:
         """Physical dimensions, major first."""
         return (self.nodes, self.per_node)
 
+    def part(self, parts: int) -> Nodes:
+        """One of so many equal groups: a part of a node, or whole nodes."""
+        size, left = divmod(self.nodes * self.per_node, parts)
+        if left or (self.per_node % size and size % self.per_node):
+            raise ClusterError(
+                f"{self.nodes} nodes of {self.per_node} devices do not part into {parts} equal groups that are parts "
+                f"of a node or whole nodes. Numbers that do: {_numbers(self._parts())}."
+            )
+        inside = size <= self.per_node
+        return replace(self, nodes=1 if inside else size // self.per_node, per_node=size if inside else self.per_node)
+
+    def _parts(self) -> list[int]:
+        within = [self.nodes * k for k in range(1, self.per_node + 1) if self.per_node % k == 0]
+        return sorted({*(n for n in range(1, self.nodes + 1) if self.nodes % n == 0), *within})
+
+    def link_between(self, parts: int, first: int) -> Link:
+        """The wire from group `first` of so many to the next."""
+        size = self.nodes * self.per_node // parts
+        same = first * size // self.per_node == (first + 1) * size // self.per_node
+        return self.fast if same else self.slow
+
     def path(self, pieces: Iterable[Piece]) -> Path:
         """Return what the group that spans these pieces sees."""
         spans = [1, 1]
@@ -182,6 +203,21 @@ class Torus:
     def __post_init__(self) -> None:
         if len(self.dims) != len(self.wraps):
             raise ClusterError(f"A torus of dims {self.dims} needs as many `wraps`; {self.wraps} are given.")
+
+    def part(self, parts: int) -> Torus:
+        """One of so many equal groups: slices of the first dim, which are no rings any more."""
+        if self.dims[0] % parts:
+            fits = [n for n in range(1, self.dims[0] + 1) if self.dims[0] % n == 0]
+            raise ClusterError(
+                f"A torus {self.dims} does not part into {parts} slices of its first dim. Numbers that do: "
+                f"{_numbers(fits)}."
+            )
+        rings = (self.wraps[0] and parts == 1, *self.wraps[1:])
+        return replace(self, dims=(self.dims[0] // parts, *self.dims[1:]), wraps=rings)
+
+    def link_between(self, parts: int, first: int) -> Link:
+        """The wire from a slice to the next."""
+        return self.link
 
     def path(self, pieces: Iterable[Piece]) -> Path:
         """Return what the group that spans these pieces sees."""
@@ -256,3 +292,7 @@ def cut_into_pieces(sizes: Iterable[int], dims: tuple[int, ...]) -> tuple[tuple[
             pieces.append(Piece(dim, part, left))
         axes.append(tuple(pieces))
     return tuple(axes)
+
+
+def _numbers(found: Iterable[int]) -> str:
+    return ", ".join(map(str, found))

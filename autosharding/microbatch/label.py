@@ -66,6 +66,7 @@ def label(
     inputs: Mapping[int, Sliced],
     whole: Set[int] = frozenset(),
     factored: Set[int] = frozenset(),
+    own: Set[int] = frozenset(),
 ) -> Labels:
     """Label a graph.
 
@@ -76,11 +77,12 @@ def label(
         inputs: id of each input that has the batch -> how it is sliced.
         whole: indices of ops that run on the whole batch before the loop.
         factored: indices of products with a scalar known only after the loop, by which their sums are multiplied then.
+        own: indices of ops that take the sums over a microbatch for those over the batch.
     """
     late: set[int] = set()  # regions that have to wait, by the op that opens them
     blocked: dict[int, Blocked] = {}
     while True:
-        labeller = _Labeller(graph, rules, microbatches, inputs, whole, factored, late)
+        labeller = _Labeller(graph, rules, microbatches, inputs, whole, factored, own, late)
         labeller.run()
         blocked.update(labeller.blocked)
         if labeller.late == late:
@@ -119,10 +121,11 @@ class _Labeller:
         inputs: Mapping[int, Sliced],
         whole: Set[int],
         factored: Set[int],
+        own: Set[int],
         late: Set[int],
     ) -> None:
         self.graph, self.rules, self.microbatches = graph, rules, microbatches
-        self.inputs, self.whole, self.factored, self.late = inputs, whole, factored, set(late)
+        self.inputs, self.whole, self.factored, self.own, self.late = inputs, whole, factored, own, set(late)
         self.states: list[State] = [WHOLE] * len(graph.values)
         for i, s in inputs.items():
             self.states[i] = s
@@ -189,7 +192,7 @@ class _Labeller:
         over_batch = next((e for o in self.openings if (e := self.over_batch.get(o)) is not None), None)
         if over_batch is not None:  # what is the same in each run is a term in each run
             given = [over_batch if isinstance(s, Whole) else s for s in given]
-        part = part_of(op, rule, given, self.microbatches, self._twins(op, rule), self._zeros(op))
+        part = part_of(op, rule, given, self.microbatches, self._twins(op, rule), self._zeros(op), op.index in self.own)
         if isinstance(part, Part):
             self._in_loop(op, part)
             return
@@ -364,8 +367,10 @@ class _Labeller:
 
     def _takes_terms(self, reader: Op, position: int, kept: Set[int]) -> bool:
         part = self.parts.get(reader.index)
-        if part is None or not isinstance(part.reads[position], Partial):
+        if part is None:
             return False
+        if not isinstance(part.reads[position], Partial):  # as the statistic of a microbatch
+            return isinstance(self.state(reader.inputs[position]), Partial)
         return not _only_terms(part) or reader.index in kept or (reader.region is not None and reader.region.bodies > 0)
 
     def sink(self) -> None:

@@ -18,6 +18,7 @@ from autosharding.microbatch.states import (
     After,
     Each,
     Ones,
+    Own,
     Partial,
     Sliced,
     State,
@@ -57,7 +58,7 @@ def _leaving(labels: Labels) -> tuple[list[Value], list[Value]]:
             read.update(a.id for a in op.values)
     given = {v.id for v in graph.inputs}
     left = [v for v in graph.values if v.id in read - given]
-    terms = [v for v in left if isinstance(labels.states[v.id], Partial) or _is_repeated(labels, v)]
+    terms = [v for v in left if isinstance(labels.states[v.id], Partial | Own) or _is_repeated(labels, v)]
     return terms, [v for v in left if isinstance(labels.states[v.id], Sliced)]
 
 
@@ -89,7 +90,7 @@ def _body(
             x, state = whole[v.id], labels.states[v.id]
             run.made[v.id] = taken(x, state, labels.microbatches, at) if isinstance(state, Sliced) else x
     run.run(0, len(labels.graph.ops))
-    added = tuple(joins(labels.states[v.id])(s, run.made[v.id]) for s, v in zip(sums, terms, strict=True))
+    added = tuple(joins(labels.states[v.id])(s, run.term(v)) for s, v in zip(sums, terms, strict=True))
     return added, tuple(run.made[v.id] for v in pieces)
 
 
@@ -105,12 +106,16 @@ _JOINS = {
 
 def joins(state: State) -> Callable[[Any, Any], Any]:
     """What joins the terms of two microbatches; of what is the same in each, the last."""
+    if isinstance(state, Own):
+        return jax.lax.add
     return _JOINS[state.monoid if isinstance(state, Partial) else "same"]
 
 
 def neutral(v: Value, state: State) -> Any:
     """What changes nothing when it is joined."""
     dtype = v.aval.dtype
+    if isinstance(state, Own):
+        return jnp.zeros(v.shape, dtype)
     if not isinstance(state, Partial):
         return jax.lax.empty(v.shape, dtype)
     if state.monoid in ("sum", "or"):
@@ -174,7 +179,7 @@ class Inside(Run):
         """What is the loop's; inside a region, all."""
         reads = self.labels.parts[op.index].reads
         inside = self.labels.places[op.index] == "loop"
-        here = [i for i, s in enumerate(reads) if inside or isinstance(s, Sliced | Partial)]
+        here = [i for i, s in enumerate(reads) if inside or isinstance(s, Sliced | Partial | Own)]
         return {i: self._read(op.inputs[i], reads[i]) for i in here}
 
     def loop_params(self, op: Op) -> Mapping[str, Any]:
@@ -202,14 +207,23 @@ class Inside(Run):
         if isinstance(as_read, Ones):
             return jnp.ones(as_read.spec(a.rank).local_shape(a.shape, {TIME: self.labels.microbatches}), a.aval.dtype)
         state = self.labels.states[a.id]
-        if not isinstance(state, Whole) or isinstance(as_read, Whole | Each):
-            return self.made[a.id]
         if isinstance(as_read, Partial):
-            return self._once(self.made[a.id])
-        assert isinstance(as_read, Sliced)
+            return self._once(self.made[a.id]) if isinstance(state, Whole) else self.term(a)
+        if isinstance(state, Sliced | Each) or not isinstance(as_read, Sliced):
+            return self._statistic(a)
         if self.graph.is_free(a):
             return self._free(a, as_read)
-        return taken(self.made[a.id], as_read, self.labels.microbatches, self.at)
+        return taken(self._statistic(a), as_read, self.labels.microbatches, self.at)
+
+    def term(self, v: Value) -> Any:
+        """What this microbatch adds to a sum over all: its term, or its share in a mean of statistics."""
+        x = self.made[v.id]
+        return x / self.labels.microbatches if isinstance(self.labels.states[v.id], Own) else x
+
+    def _statistic(self, v: Value) -> Any:
+        """A term as this microbatch's own statistic; anything else as it is."""
+        x, state = self.made[v.id], self.labels.states[v.id]
+        return x * self.labels.microbatches if isinstance(state, Partial) and state.monoid == "sum" else x
 
     def _once(self, x: Any) -> Any:
         """A whole term of a sum: it counts in the first microbatch alone."""

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from autosharding.graph import Op
 from autosharding.microbatch.slice import runs_in_pieces, slice_of
 from autosharding.microbatch.states import (
+    OWN,
     WHOLE,
     Cut,
     Each,
     Factor,
     Ones,
+    Own,
     Partial,
     Sliced,
     State,
@@ -34,7 +36,8 @@ class Part:
     Attributes:
         cut: the factor cut; None where it runs on terms, or on what is the same each time.
         reads: what each operand is as it is read: a whole array read as `Sliced` is cut there, one read as `Partial`
-            counts in the first microbatch alone.
+            counts in the first microbatch alone; a term read as anything but `Partial` stands for the statistic of the
+            microbatch's own examples, and such a statistic read as `Partial` for a term.
         results: what each result is.
     """
 
@@ -50,6 +53,7 @@ def part_of(
     microbatches: int,
     twins: Mapping[str, str],
     zeros: Collection[int],
+    own: bool = False,
 ) -> Part | str:
     """The part of an op some of whose operands are the loop's; a text where it has to wait for all of the batch.
 
@@ -60,12 +64,16 @@ def part_of(
         microbatches: how many.
         twins: looked-up factor -> the index batch factor along which each example looks up itself.
         zeros: the operands that are zero throughout.
+        own: whether it takes the sums over a microbatch for those over the batch.
     """
     if op.effects:
         return "acts on the whole batch at once"
     sliced = {i: s for i, s in enumerate(given) if isinstance(s, Sliced)}
     if not sliced:
-        return _on_terms(op, rule, given)
+        found = _on_terms(op, rule, given)
+        return _on_own(op, given) if own and isinstance(found, str) else found
+    if own:
+        given = [OWN if isinstance(s, Partial) and not s.factors else s for s in given]
     if any(isinstance(s, Each) for s in given):
         return NEEDS_ALL
     cuts = {cut_of(s, rule.operands[i], rule.sizes, microbatches) for i, s in sliced.items()}
@@ -99,7 +107,8 @@ def part_by(op: Op, rule: Rule, cut: Cut, given: Sequence[State], microbatches: 
         counts_once = monoid is not None and i in rule.added and own is None
         if isinstance(state, Partial) and not (counts_once and state.monoid == monoid):
             return f"reads a {state.monoid} over the whole batch"
-        reads.append(state if not isinstance(state, Whole) else Partial("sum") if counts_once else own or WHOLE)
+        alike = isinstance(state, Whole | Own)
+        reads.append(state if not alike else Partial("sum") if counts_once else own or state)
     results = [sliced_by(cut, dims, rule.sizes) or (Partial(monoid) if monoid else None) for dims in rule.results]
     if None in results:
         return NEEDS_ALL
@@ -143,6 +152,8 @@ def _on_terms(op: Op, rule: Rule, given: Sequence[State]) -> Part | str:
     """Of an operator that is linear in its partial operands, a whole one of a sum counting once."""
     terms = {i: s for i, s in enumerate(given) if isinstance(s, Partial)}
     each = {i: s for i, s in enumerate(given) if isinstance(s, Each)}
+    if not terms and any(isinstance(s, Own) for s in given):
+        return _on_own(op, given)
     if not terms:
         return Part(None, tuple(given), (next(iter(each.values())),) * len(op.outputs))
     kinds = set(terms.values())
@@ -153,8 +164,16 @@ def _on_terms(op: Op, rule: Rule, given: Sequence[State]) -> Part | str:
     if rule.moves_data and set(terms) == {0} and not each:
         return Part(None, tuple(given), tuple(kind for _ in op.outputs))
     joint = next((s for s in rule.linear if s >= {*terms, *each}), None)
-    once = [i for i in joint or () if isinstance(given[i], Whole)]
+    once = [i for i in joint or () if isinstance(given[i], Whole | Own)]
     if kind.monoid != "sum" or joint is None or (once and kind.factors):
         return waits
     reads = tuple(kind if i in once else s for i, s in enumerate(given))
     return Part(None, reads, tuple(kind for _ in op.outputs))
+
+
+def _on_own(op: Op, given: Sequence[State]) -> Part | str:
+    """Of statistics of the microbatch's own examples."""
+    if not all(isinstance(s, Whole | Own) or (isinstance(s, Partial) and not s.factors) for s in given):
+        return NEEDS_ALL
+    reads = tuple(OWN if isinstance(s, Partial) else s for s in given)
+    return Part(None, reads, (OWN,) * len(op.outputs))

@@ -38,13 +38,14 @@ def examples_of(graph: Graph, state: Mapping[int, int], microbatches: int) -> in
     return examples
 
 
-def microbatched(graph: Graph, state: Mapping[int, int], microbatches: int) -> Graph:
+def microbatched(graph: Graph, state: Mapping[int, int], microbatches: int, *, independent: bool = False) -> Graph:
     """The step in a loop over microbatches: the same inputs, the same results.
 
     Args:
         graph: the step.
         state: result index -> index of the input whose new state it is.
         microbatches: how many; must divide the number of examples.
+        independent: whether a microbatch may take the statistics of its own examples for those of the batch.
 
     Raises:
         MicrobatchError: saying which op has to see the whole batch, where it stands, and what to do.
@@ -52,11 +53,13 @@ def microbatched(graph: Graph, state: Mapping[int, int], microbatches: int) -> G
     examples = examples_of(graph, state, microbatches)
     if microbatches == 1:
         return graph
-    labels = best_labels(graph, state, examples, microbatches)
+    labels = best_labels(graph, state, examples, microbatches, independent=independent)
     return _traced(graph, labels)
 
 
-def best_labels(graph: Graph, state: Mapping[int, int], examples: int, microbatches: int) -> Labels:
+def best_labels(
+    graph: Graph, state: Mapping[int, int], examples: int, microbatches: int, *, independent: bool = False
+) -> Labels:
     """The labels by which a step is cut.
 
     A microbatch takes every `microbatches`-th example, so that devices that have the batch split need not exchange
@@ -70,7 +73,7 @@ def best_labels(graph: Graph, state: Mapping[int, int], examples: int, microbatc
     tried = []
     for cut in (Sliced(0, size, 1), Sliced(0, 1, size)):
         inputs = {graph.inputs[i].id: cut for i in _batch_inputs(graph, state) if graph.inputs[i].shape[0] == examples}
-        labels = labelled(graph, rules, microbatches, inputs)
+        labels = labelled(graph, rules, microbatches, inputs, independent=independent)
         tried.append((share(labels), labels))
         if tried[-1][0] >= SHARE:
             return labels

@@ -79,6 +79,14 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """Each microbatch has its own, where the whole batch would have one: a statistic of its own examples.
+
+    The whole batch's is then the mean of theirs, and as a term each counts `1 / M`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Each:
     """In a loop of the user's own over the batch: each run has another example, or another run of them."""
 
@@ -106,9 +114,9 @@ class Ones:
         return self.like.spec(rank) if isinstance(self.like, Sliced) else Spec.replicated(rank)
 
 
-State = Whole | Sliced | Partial | Each | After | Ones
+State = Whole | Sliced | Partial | Own | Each | After | Ones
 
-WHOLE, AFTER = Whole(), After()
+WHOLE, AFTER, OWN = Whole(), After(), Own()
 
 
 @dataclass(frozen=True, slots=True)

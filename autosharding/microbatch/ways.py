@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from autosharding.graph import Graph, Op
 from autosharding.microbatch.label import Blocked, Labels, label
-from autosharding.microbatch.states import Sliced, Whole
+from autosharding.microbatch.states import After, Sliced, Whole
 from autosharding.rules import Rule
 
 SHARE = 0.97
@@ -16,7 +17,14 @@ CHEAP = 0.02
 """Share of the work on the batch, and of its arrays' bytes, that may run on the whole batch before the loop."""
 
 
-def labelled(graph: Graph, rules: Sequence[Rule | None], microbatches: int, inputs: Mapping[int, Sliced]) -> Labels:
+def labelled(
+    graph: Graph,
+    rules: Sequence[Rule | None],
+    microbatches: int,
+    inputs: Mapping[int, Sliced],
+    *,
+    independent: bool = False,
+) -> Labels:
     """The labels with the most in the loop.
 
     Where an op in the loop needs what is known only after it, and that comes cheaply from the inputs (the number of
@@ -28,21 +36,66 @@ def labelled(graph: Graph, rules: Sequence[Rule | None], microbatches: int, inpu
         rules: of its ops.
         microbatches: how many.
         inputs: id of each input that has the batch -> how it is sliced.
+        independent: whether, where nothing else helps, a microbatch takes the statistics of its own examples for those
+            of the batch; statistics of the inputs alone remain those of the batch.
     """
     whole: frozenset[int] = frozenset()
     factored: frozenset[int] = frozenset()
-    while True:
-        found = label(graph, rules, microbatches, inputs, whole, factored)
-        for b in found.blocked:
-            cone = _cone(found, b) - whole
-            if cone and _is_cheap(found, cone | whole):
-                whole |= cone
-                break
-            if b.op not in factored:
-                factored |= {b.op}
-                break
+    own: frozenset[int] = frozenset()
+    found = first = label(graph, rules, microbatches, inputs)
+    while found.blocked:
+        asked = {b.op for b in found.blocked}
+        statistics = frozenset().union(*(_statistic(found, b) for b in found.blocked)) if independent else frozenset()
+        if cone := _cheap_cone(found, whole, independent):
+            whole |= cone
+        elif not asked <= factored:
+            factored |= asked
+        elif not statistics <= own:
+            own |= statistics
         else:
-            return found
+            break
+        found = label(graph, rules, microbatches, inputs, whole, factored, own)
+    return replace(found, blocked=_causes(first, found))
+
+
+def _cheap_cone(labels: Labels, whole: frozenset[int], independent: bool) -> frozenset[int]:
+    """The ops that are to run on the whole batch for the first blocked op that this helps."""
+    for b in labels.blocked:
+        cone = _cone(labels, b) - whole
+        if cone and _is_cheap(labels, cone | whole) and not (independent and _reads_state(labels, cone)):
+            return cone
+    return frozenset()
+
+
+def _reads_state(labels: Labels, cone: frozenset[int]) -> bool:
+    """Whether some op reads what hangs on an input that is the same for every example: a parameter."""
+    graph = labels.graph
+    hanging = {v.id for v in graph.inputs if isinstance(labels.states[v.id], Whole)}
+    for op in graph.ops:
+        if labels.places[op.index] == "before" and any(v.id in hanging for v in op.values):
+            hanging.update(v.id for v in op.outputs)
+    return any(v.id in hanging for i in cone for v in graph.ops[i].values)
+
+
+def _statistic(labels: Labels, blocked: Blocked) -> frozenset[int]:
+    """A blocked op, and the ops that make of sums over the batch what it waits for."""
+    graph = labels.graph
+    found = {blocked.op}
+    todo = [blocked.waits_for] if blocked.waits_for is not None else []
+    while todo:
+        v = todo.pop()
+        op = graph.producer[v]
+        if op is not None and op.index not in found and isinstance(labels.states[v], After):
+            found.add(op.index)
+            todo += [a.id for a in op.values]
+    return frozenset(found)
+
+
+def _causes(first: Labels, last: Labels) -> tuple[Blocked, ...]:
+    """What is still blocked, and what was at first and is not in the loop now (a sort that runs whole), in order."""
+    outside = {b.op: b for b in first.blocked if last.places[b.op] != "loop"}
+    outside.update((b.op, b) for b in last.blocked)
+    return tuple(outside[i] for i in sorted(outside))
 
 
 def share(labels: Labels) -> float:

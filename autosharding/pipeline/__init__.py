@@ -6,7 +6,21 @@ Nothing is marked in the step. The forward pass is cut in program order where li
 """
 
 from autosharding.pipeline.build import Pipeline as Pipeline
+from autosharding.pipeline.build import Planner as Planner
 from autosharding.pipeline.build import pipelined as pipelined
-from autosharding.pipeline.runner import Runner as Runner
+from autosharding.pipeline.plan import RUNNABLE as RUNNABLE
+from autosharding.pipeline.plan import PipelinePlan as PipelinePlan
+from autosharding.pipeline.plan import load_plan as load_plan
+from autosharding.pipeline.program import PipelineProgram as PipelineProgram
+from autosharding.pipeline.program import plan_pipeline as plan_pipeline
 
-__all__ = ["Pipeline", "Runner", "pipelined"]
+__all__ = [
+    "RUNNABLE",
+    "Pipeline",
+    "PipelinePlan",
+    "PipelineProgram",
+    "Planner",
+    "load_plan",
+    "pipelined",
+    "plan_pipeline",
+]

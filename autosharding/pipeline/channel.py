@@ -30,9 +30,10 @@ class DevicePut:
     def send(self, x: Any, to: NamedSharding) -> Any:
         """The array on the devices of `to`, lying so."""
         came: Any = x.sharding
-        if came == to or came.mesh.devices.size != to.mesh.devices.size:
+        devices = np.asarray(to.mesh.devices)
+        if came == to or came.mesh.devices.size != devices.size:
             return jax.device_put(x, to)
-        there = Mesh(np.reshape(to.mesh.devices, came.mesh.devices.shape), came.mesh.axis_names)
+        there = Mesh(devices.reshape(came.mesh.devices.shape), came.mesh.axis_names)
         over = jax.device_put(x, NamedSharding(there, came.spec))
         if over.sharding.is_equivalent_to(to, x.ndim):
             return jax.device_put(over, to)

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from autosharding import placing
 from autosharding.graph import Graph, Literal
 from autosharding.pipeline.channel import Channel
-from autosharding.pipeline.programs import AFTER, BACKWARD, BEFORE, FORWARD, Key, Lane, Programs
+from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, Key, Lane
+from autosharding.pipeline.programs import Programs
 from autosharding.plan import AS_MADE
 from stage_dp import Kind, Schedule
 
@@ -45,17 +46,17 @@ class _Step:
 
     def __init__(self, runner: Runner, arrays: Sequence[Any]) -> None:
         self.runner = runner
-        self.there = [_Held(p, self._placed(p, arrays)) for p in runner.pieces]
+        self.there = [Held(p, self._placed(p, arrays)) for p in runner.pieces]
         self.sent: dict[tuple[int, int], Any] = {}  # (value, microbatch) -> the array where it was made
 
     def _placed(self, programs: Programs, arrays: Sequence[Any]) -> dict[Key, Any]:
-        ports = programs.piece.inputs
-        given = list(arrays) + list(programs.graph.constants)
+        ports = programs.parts.piece.inputs
+        given = list(arrays) + list(programs.parts.graph.constants)
         at = [p.of if p.kind == "step" else None for p in ports]
-        at += [len(arrays) + k for k in range(len(programs.graph.constants))]
+        at += [len(arrays) + k for k in range(len(programs.parts.graph.constants))]
         return {
             (v.id, AS_MADE): placing.placed(given[k], programs.input_sharding(i))
-            for i, (v, k) in enumerate(zip(programs.graph.inputs, at, strict=True))
+            for i, (v, k) in enumerate(zip(programs.parts.graph.inputs, at, strict=True))
             if k is not None
         }
 
@@ -69,7 +70,7 @@ class _Step:
                 self._task(schedule.piece(task), _PARTS[task.kind], task.microbatch)
         for held in self.there:
             held.close(schedule.n_microbatches)
-        for r in range(max(p.n_parts for p in self.runner.pieces) - AFTER):
+        for r in range(max(p.parts.n_parts for p in self.runner.pieces) - AFTER):
             if r:
                 self._hand_on(r - 1)
             for held in self.there:
@@ -78,17 +79,17 @@ class _Step:
 
     def _task(self, piece: int, part: int, microbatch: int) -> None:
         held = self.there[piece]
-        ports = held.programs.piece.inputs
-        for lane in held.programs.lanes:
+        ports = held.programs.parts.piece.inputs
+        for lane in held.programs.parts.lanes:
             if lane.kind == "received" and lane.inside and ports[lane.port or 0].backward == (part == BACKWARD):
                 x = self.sent[ports[lane.port or 0].of, microbatch]
                 held.at(microbatch)[lane.inside] = self.runner.channel.send(x, held.programs.received_sharding(lane))
             elif lane.kind == "counter" and lane.inside:
                 held.at(microbatch)[lane.inside] = held.number(microbatch)
         held.run(part, microbatch)
-        for lane in held.programs.lanes:
+        for lane in held.programs.parts.lanes:
             if lane.kind == "sent" and lane.leaves in held.made_by(part):
-                port = held.programs.piece.outputs[lane.port or 0]
+                port = held.programs.parts.piece.outputs[lane.port or 0]
                 self.sent[port.of, microbatch] = held.at(microbatch)[lane.leaves]
         if part == BACKWARD:
             held.drop(microbatch)
@@ -97,27 +98,27 @@ class _Step:
         """What was known after a round, to those that read it in the next."""
         made = {}
         for held in self.there:
-            for o, port in enumerate(held.programs.piece.outputs):
+            for o, port in enumerate(held.programs.parts.piece.outputs):
                 if port.kind == "after" and self.runner.rounds[port.of] == done:
-                    made[port.of] = held.value(held.programs.output_key(o))
+                    made[port.of] = held.value(held.programs.parts.output_key(o))
         for held in self.there:
-            for i, port in enumerate(held.programs.piece.inputs):
+            for i, port in enumerate(held.programs.parts.piece.inputs):
                 if port.kind == "after" and port.of in made:
-                    key = held.programs.graph.inputs[i].id, AS_MADE
+                    key = held.programs.parts.graph.inputs[i].id, AS_MADE
                     held.kept[key] = self.runner.channel.send(made[port.of], held.programs.input_sharding(i))
 
     def _result(self, i: int, a: Any) -> Any:
         for held in self.there:
-            for o, port in enumerate(held.programs.piece.outputs):
+            for o, port in enumerate(held.programs.parts.piece.outputs):
                 if port.kind == "step" and port.of == i:
-                    atom = held.programs.graph.outputs[o]
+                    atom = held.programs.parts.graph.outputs[o]
                     if isinstance(atom, Literal):
                         return jnp.asarray(atom.value, atom.aval.dtype)
-                    return held.value(held.programs.output_key(o))
+                    return held.value(held.programs.parts.output_key(o))
         raise AssertionError(f"no piece makes result {i}")
 
 
-class _Held:
+class Held:
     """What one piece has at hand."""
 
     def __init__(self, programs: Programs, inputs: dict[Key, Any]) -> None:
@@ -136,7 +137,7 @@ class _Held:
 
     def made_by(self, part: int) -> tuple[Key, ...]:
         """What the program of a part gives."""
-        program = self.programs.programs.get(part)
+        program = self.programs.by_part.get(part)
         return () if program is None else program.gives
 
     def value(self, key: Key) -> Any:
@@ -145,20 +146,20 @@ class _Held:
 
     def run(self, part: int, microbatch: int | None = None) -> None:
         """Run a program, if there is one."""
-        program = self.programs.programs.get(part)
+        program = self.programs.by_part.get(part)
         if program is None:
             return
         own = {} if microbatch is None else self.at(microbatch)
         results = program.run(*(own[k] if k in own else self.kept[k] for k in program.takes))
-        sums = {lane.leaves: lane.inside for lane in self.programs.lanes if lane.kind == "sum"}
+        sums = {lane.leaves: lane.inside for lane in self.programs.parts.lanes if lane.kind == "sum"}
         for key, x in zip(program.gives, results, strict=True):
             if microbatch is None:
                 self.kept[key] = x
-            elif sums.get(key) is not None:
-                self.kept[sums[key]] = x
+            elif (inside := sums.get(key)) is not None:
+                self.kept[inside] = x
             else:
                 own[key] = x
-        for lane in self.programs.lanes:
+        for lane in self.programs.parts.lanes:
             if microbatch is not None and lane.kind == "stacked" and lane.leaves in program.gives:
                 self.stacks.setdefault(lane.leaves, []).append((microbatch, own[lane.leaves]))
 
@@ -168,7 +169,7 @@ class _Held:
 
     def close(self, microbatches: int) -> None:
         """What the loop leaves."""
-        for lane in self.programs.lanes:
+        for lane in self.programs.parts.lanes:
             if lane.outside is None:
                 continue
             if lane.kind == "sum" and lane.inside is not None:
@@ -179,5 +180,6 @@ class _Held:
 
     def _stacked(self, lane: Lane, parts: Sequence[Any]) -> Any:
         assert lane.outside is not None
-        spec = self.programs.outside_spec(lane.outside)
-        return jax.jit(lambda *xs: jnp.stack(xs), out_shardings=NamedSharding(self.programs.mesh, spec))(*parts)
+        sharding = NamedSharding(self.programs.mesh, self.programs.outside_spec(lane.outside))
+        axis = 1 if self.programs.parts.spec(lane.outside).partial else 0  # terms lie along the first
+        return jax.jit(lambda *xs: jnp.stack(xs, axis), out_shardings=sharding)(*parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autosharding.graph import Graph, Value
+from autosharding.graph import Graph, Op, Value
 from autosharding.microbatch.label import Labels
-from autosharding.microbatch.states import Factor, Partial, Sliced, Whole
+from autosharding.microbatch.states import Factor, Ones, Partial, Sliced, Whole
 from autosharding.microbatch.ways import work_of
 
 
@@ -45,7 +45,7 @@ def units_of(labels: Labels) -> list[Unit]:
         if place == "everywhere":
             inside = any(isinstance(labels.states[v.id], Sliced | Partial) for v in closing.outputs)
             place = "loop" if inside else "before"
-        reads = [v.id for v in opening.values]
+        reads = [v.id for v in _read(labels, opening, place)]
         if place == "after":
             reads += [f.value for v in opening.values for f in _factors(labels, v)]
         makes = tuple(v.id for v in closing.outputs)
@@ -63,6 +63,14 @@ def _spans(graph: Graph) -> Iterator[tuple[int, int]]:
         last = graph.borders[i][-1] if i in graph.borders else i
         yield i, last
         i = last + 1
+
+
+def _read(labels: Labels, op: Op, place: str) -> list[Value]:
+    """What an op reads, but for that which ones stand for in the loop."""
+    if place != "loop":
+        return list(op.values)
+    as_read = zip(op.inputs, labels.parts[op.index].reads, strict=True)
+    return [a for a, s in as_read if isinstance(a, Value) and not isinstance(s, Ones)]
 
 
 def _factors(labels: Labels, v: Value) -> tuple[Factor, ...]:

@@ -11,132 +11,28 @@ from autosharding.microbatch import batch_of, microbatched
 from autosharding.microbatch.split import best_labels
 from autosharding.microbatch.ways import share
 from autosharding.run_graph import Plain
-
-B, S, D, V, H = 8, 6, 16, 11, 4
-
-
-def arrays(seed=0):
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
-
-    params = {
-        "emb": normal(V, D),
-        "pos": normal(S, D),
-        "wq": normal(D, H, D // H),
-        "wk": normal(D, H, D // H),
-        "wv": normal(D, H, D // H),
-        "wo": normal(H, D // H, D),
-        "w1": normal(D, 4 * D),
-        "w2": normal(4 * D, D),
-        "layers": normal(3, D, D),
-    }
-    tokens = rng.integers(0, V, (B, S + 1)).astype(np.int32)
-    return params, tokens
-
-
-def block(p, h):
-    q, k, v = (jnp.einsum("bsd,dhe->bshe", h, p[n]) for n in ("wq", "wk", "wv"))
-    a = jnp.einsum("bshe,bthe->bhst", q, k) / 2.0
-    a = jnp.where(jnp.tril(jnp.ones((S, S), bool)), a, -1e9)
-    h = h + jnp.einsum("bhst,bthe,hed->bsd", jax.nn.softmax(a), v, p["wo"])
-    return h + jax.nn.gelu(h @ p["w1"]) @ p["w2"]
-
-
-def logits(p, tokens):
-    h = p["emb"][tokens[:, :-1]] + p["pos"]
-    return block(p, h) @ p["emb"].T  # the embedding is tied
-
-
-def nll(p, tokens):
-    found = jax.nn.log_softmax(logits(p, tokens))
-    return -jnp.take_along_axis(found, tokens[:, 1:, None], -1)[..., 0]
-
-
-def mean_loss(p, tokens):
-    return nll(p, tokens).mean()
-
-
-def sum_loss(p, tokens):
-    return nll(p, tokens).sum()
-
-
-def masked_mean(p, tokens):
-    mask = (tokens[:, 1:] != 0).astype(jnp.float32)
-    return (nll(p, tokens) * mask).sum() / mask.sum()
-
-
-def one_hot_loss(p, tokens):
-    return -(jax.nn.one_hot(tokens[:, 1:], V) * jax.nn.log_softmax(logits(p, tokens))).sum(-1).mean()
-
-
-def arange_loss(p, tokens):
-    found = jax.nn.log_softmax(logits(p, tokens)[:, -1])
-    return -found[jnp.arange(B), tokens[:, -1]].mean()
-
-
-def flat_loss(p, tokens):
-    found = jax.nn.log_softmax(logits(p, tokens).reshape(B * S, V))
-    return -jnp.take_along_axis(found, tokens[:, 1:].reshape(B * S, 1), 1).mean()
-
-
-def root_loss(p, tokens):
-    return jnp.sqrt(jnp.mean(jnp.square(logits(p, tokens) - 1.0)))
-
-
-def penalised(p, tokens):
-    return mean_loss(p, tokens) + 1e-2 * sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(p))
-
-
-def remat_loss(p, tokens):
-    h = jax.checkpoint(block)(p, p["emb"][tokens[:, :-1]])
-    return jnp.mean(jnp.square(h))
-
-
-def scanned_layers(p, tokens):
-    def layer(h, w):
-        return h + jnp.tanh(h @ w), h.sum()
-
-    h, sums = jax.lax.scan(jax.checkpoint(layer), p["emb"][tokens[:, :-1]], p["layers"])
-    return jnp.mean(jnp.square(h)) + 1e-3 * sums.sum()
-
-
-def recurrent(p, tokens):
-    def cell(state, x):
-        state = jnp.tanh(state @ p["layers"][0] + x)
-        return state, state
-
-    xs = jnp.swapaxes(p["emb"][tokens], 0, 1)
-    last, states = jax.lax.scan(cell, jnp.zeros((B, D)), xs)
-    return jnp.mean(states**2) + jnp.mean(last)
-
-
-def dropped(p, tokens):
-    h = p["emb"][tokens[:, :-1]]
-    keep = jax.random.bernoulli(jax.random.key(3), 0.7, h.shape)
-    return jnp.mean(jnp.square(block(p, jnp.where(keep, h / 0.7, 0.0))))
-
-
-def keys_by_example(p, tokens):
-    def one(key, t):
-        h = p["emb"][t[:-1]]
-        return jnp.mean(jnp.square((h * jax.random.bernoulli(key, 0.5, h.shape)) @ p["w1"]))
-
-    return jax.vmap(one)(jax.random.split(jax.random.key(1), B), tokens).mean()
-
-
-def grouped(p, tokens):
-    h = p["emb"][tokens[:, :-1]].reshape(4, B // 4, S, D)
-    return jnp.mean(jnp.square(jnp.einsum("gbsd,df->gbsf", h, p["w1"])))
-
-
-def whitened_inputs(p, tokens):
-    x = tokens[:, :2].astype(jnp.float32)
-    x = (x - x.mean(0)) / (x.std(0) + 1e-3)
-    h = p["emb"][tokens[:, 1:]] * x[:, :1, None]
-    return jnp.mean(jnp.square(block(p, h)))
-
+from tests.microbatch.steps import (
+    B,
+    D,
+    S,
+    arange_loss,
+    arrays,
+    dropped,
+    flat_loss,
+    grouped,
+    keys_by_example,
+    masked_mean,
+    mean_loss,
+    nll,
+    one_hot_loss,
+    penalised,
+    recurrent,
+    remat_loss,
+    root_loss,
+    scanned_layers,
+    sum_loss,
+    whitened_inputs,
+)
 
 LOSSES = [
     mean_loss,
@@ -281,6 +177,64 @@ def test_what_couples_examples_is_refused(loss, op, line):
     assert op in text
     assert line in text
     assert "would run unsplit" in text
+
+
+def sorted_by_expert(p, tokens):
+    x = p["emb"][tokens].reshape(B * (S + 1), D)
+    order = jnp.argsort((x @ p["layers"][0][:, :4]).argmax(-1))
+    counts = jnp.full((4,), B * (S + 1) // 4)
+    out = jax.lax.ragged_dot(x[order], p["w1"].reshape(4, D, D), counts)
+    return jnp.mean(jnp.square(x.at[order].add(out) @ p["w1"]))
+
+
+def test_what_is_sorted_over_the_batch_is_named_though_it_could_run_whole():
+    with pytest.raises(asd.MicrobatchError, match=r"sort \(test_loop.*sorted_by_expert\)\) needs the batch dim whole"):
+        split(jax.value_and_grad(sorted_by_expert), arrays(), 2)
+
+
+def fast_norm(x):
+    mean, square = x.mean((0, 1)), jnp.square(x).mean((0, 1))
+    variance = jnp.maximum(0.0, square - jnp.square(mean))
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-5), (mean, variance)
+
+
+def plain_norm(x):
+    return norm(x, (0, 1)), (x.mean((0, 1)), x.max((0, 1)))
+
+
+def layers_of_norms(normalise):
+    def loss(p, tokens):
+        h, first = normalise(p["emb"][tokens] @ p["w1"])
+        h, second = normalise(jax.nn.gelu(h) @ p["w2"])
+        mask = (tokens != 0).astype(jnp.float32)
+        return (jnp.square(h - 1.0).mean(-1) * mask).sum() / mask.sum(), (first, second)
+
+    def step(p, tokens):
+        (loss_, (first, second)), grads = jax.value_and_grad(loss, has_aux=True)(p, tokens)
+        return loss_, grads, first[0], 0.9 + 0.1 * first[0], 0.1 * second[0], first[1]
+
+    return step
+
+
+@pytest.mark.parametrize("normalise", [fast_norm, plain_norm])
+def test_each_microbatch_with_its_own_statistics(normalise):
+    p, tokens = arrays()
+    tokens[:, 0] = 0  # as many tokens that count in each microbatch
+    tokens[:, 1:] = np.maximum(tokens[:, 1:], 1)
+    step, m = layers_of_norms(normalise), 2
+    leaves, tree = jax.tree.flatten((p, tokens))
+    graph = capture(lambda *xs: jax.tree.leaves(step(*jax.tree.unflatten(tree, xs))), leaves)
+    with pytest.raises(asd.MicrobatchError, match="reads a sum over the whole batch"):
+        microbatched(graph, STATE, m)
+    assert share(best_labels(graph, STATE, B, m, independent=True)) >= 0.97
+    pieces = microbatched(graph, STATE, m, independent=True)
+    found = jax.jit(Plain(pieces).outputs)([*map(jnp.asarray, leaves), *pieces.constants])
+    each = [jax.tree.leaves(jax.jit(step)(p, tokens[k::m])) for k in range(m)]
+    expected = [np.mean(xs, 0) for xs in zip(*each, strict=True)]
+    if normalise is plain_norm:
+        expected[-1] = np.max([xs[-1] for xs in each], 0)
+    for y, x in zip(found, expected, strict=True):
+        np.testing.assert_allclose(y, x, rtol=0, atol=3e-6 * np.max(np.abs(x), initial=1e-6))
 
 
 def test_a_number_that_does_not_divide():

@@ -1,0 +1,320 @@
+"""Which part of a planned piece runs what: before the microbatches, forward, backward, and rounds after them.
+
+All parts run the one plan of the piece, each some of its ops. What one leaves to another is a value as made or one of
+its resharded copies, as the plan has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from autosharding import graph as region
+from autosharding.graph import Atom, Graph, Op, Value
+from autosharding.pipeline.piece import Piece, Port
+from autosharding.plan import AS_MADE, Plan
+from autosharding.spec import Spec
+from stage_dp import Price
+
+Key = tuple[int, int]
+"""(value id, copy or `AS_MADE`)."""
+
+BEFORE, FORWARD, BACKWARD, AFTER = range(4)
+"""The parts of a piece in the order they run; round r after the loop is `AFTER + r`."""
+
+GIVEN = -1
+"""What no part makes: inputs, and what the loop's borders make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What crosses the borders of the loop over microbatches.
+
+    Attributes:
+        kind: "constant", "sum", "received", "counter", "sent" or "stacked".
+        inside: what the body sees; None for what it only makes.
+        enters: what the opening border reads, and how: (atom, copy, spec).
+        leaves: what the closing border reads.
+        outside: what the closing border makes.
+        port: of what is received or sent.
+    """
+
+    kind: str
+    inside: Key | None
+    enters: tuple[Atom, int, Spec] | None
+    leaves: Key | None
+    outside: Key | None
+    port: int | None = None
+
+
+class Flow(NamedTuple):
+    """What a part finds made, and what it makes for others."""
+
+    takes: tuple[Key, ...]
+    gives: tuple[Key, ...]
+
+
+class Parts:
+    """The parts of one piece.
+
+    Args:
+        piece: the piece.
+        plan: its plan.
+        rounds: id of each value sent after the loop -> the round in which it is made.
+    """
+
+    def __init__(self, piece: Piece, plan: Plan, rounds: Mapping[int, int]) -> None:
+        self.piece, self.graph, self.plan = piece, piece.graph, plan
+        self.opening = _main_loop(piece.graph)
+        self.closing = piece.graph.borders[self.opening][-1]
+        self.lanes = self._lanes()
+        self.rounds = rounds
+        self.part_of = self._parts()
+        self.n_parts = max(AFTER, *self.part_of.values()) + 1
+        self.readers = self._readers()
+
+    @cached_property
+    def flows(self) -> Mapping[int, Flow]:
+        """Part -> what it takes and gives, of the parts that do something."""
+        wanted: dict[int, list[Key]] = {part: [] for part in range(self.n_parts)}
+        wanted[BEFORE] = [lane.inside for lane in self.lanes if lane.kind in ("constant", "sum") and lane.inside]
+        for key in self._wanted_outside():
+            self._want(key, wanted)
+        found = {}
+        for part in sorted(wanted, reverse=True):
+            takes = self._takes(part, wanted[part])
+            for key in takes:
+                self._want(key, wanted)
+            if self._ops_of(part) or wanted[part]:
+                found[part] = Flow(takes, tuple(dict.fromkeys(wanted[part])))
+        return dict(sorted(found.items()))
+
+    def span(self, part: int) -> tuple[int, int]:
+        """The ops before the loop, in it, or after it: from one up to the other."""
+        if part == BEFORE:
+            return 0, self.opening
+        return (self.opening + 1, self.closing) if part < AFTER else (self.closing + 1, len(self.graph.ops))
+
+    def price(self, microbatches: int) -> Price:
+        """Seconds of each part and bytes per device."""
+        seconds = [0.0] * self.n_parts
+        for index, part in self.part_of.items():
+            step = self.plan.steps[index]
+            seconds[part] += (step.seconds + sum(e.seconds for e in step.exchanges)) * step.times
+        for k, copy in enumerate(self.plan.copies):
+            part = self.home((copy.value, k))
+            seconds[part] += sum(m.seconds for m in copy.moves) * copy.times
+        kept = self.kept_bytes
+        state = self.plan.memory.arguments
+        return Price(
+            forward=seconds[FORWARD] / microbatches,
+            backward=seconds[BACKWARD] / microbatches,
+            before=seconds[BEFORE],
+            after=sum(seconds[AFTER:]),
+            state_bytes=state,
+            microbatch_bytes=kept,
+            working_bytes=max(0, self.plan.memory.peak - state - kept),
+        )
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Bytes per device that a microbatch holds from its forward to its backward part."""
+        back = self.flows.get(BACKWARD)
+        keys = [k for k in back.takes if self.home(k) == FORWARD] if back is not None else []
+        keys += [lane.inside for lane in self.lanes if lane.kind == "received" and lane.inside]
+        return sum(self.bytes(k) for k in keys)
+
+    def bytes(self, key: Key) -> int:
+        """Bytes per device of a value or copy."""
+        v = self.graph.values[key[0]]
+        return self.spec(key).local_bytes(v.shape, v.itemsize, self.plan.mesh)
+
+    def sent_bytes(self, *, backward: bool) -> int:
+        """Bytes per device and microbatch that the forward or the backward part sends."""
+        sent = [lane for lane in self.lanes if lane.kind == "sent" and lane.leaves]
+        at = BACKWARD if backward else FORWARD
+        return sum(self.bytes(lane.leaves) for lane in sent if lane.leaves and self.home(lane.leaves) == at)
+
+    def output_key(self, o: int) -> Key:
+        """What an output of the piece is, of those that are not sent in the loop."""
+        return _id(self.graph.outputs[o]), self.plan.outputs[o].read
+
+    # ---- which op runs in which part -------------------------------------------------------------------------
+
+    def _parts(self) -> dict[int, int]:
+        """Op index -> its part; the ops of a region have one."""
+        graph = self.graph
+        ports = self.piece.inputs
+        back = {lane.inside[0] for lane in self.lanes if lane.inside and _is_backward(ports, lane)}
+        late = {graph.inputs[i].id: self.rounds[p.of] + 1 for i, p in enumerate(ports) if p.kind == "after"}
+        found: dict[int, int] = {}
+        for first, last in _spans(graph, self.opening):
+            ops = graph.ops[first : last + 1]
+            read = {v.id for op in ops for v in op.values}
+            if first < self.opening:
+                part = BEFORE
+            elif first < self.closing:
+                part = BACKWARD if ops[0].phase == "backward" or read & back else FORWARD
+                if part == BACKWARD:
+                    back.update(v.id for op in ops for v in op.outputs)
+            else:
+                at = max((late.get(i, 0) for i in read), default=0)
+                late.update((v.id, at) for op in ops for v in op.outputs)
+                part = AFTER + at
+            found.update((op.index, part) for op in ops)
+        return found
+
+    def _ops_of(self, part: int) -> list[Op]:
+        return [op for op in self.graph.ops if self.part_of.get(op.index) == part]
+
+    def _readers(self) -> dict[Key, int]:
+        """For each value and copy the first part that has use for it."""
+        uses = [(key, self.part_of[op.index]) for op in self._ops() for key in self._reads(op)]
+        for lane in self.lanes:
+            uses += [(lane.leaves, FORWARD)] if lane.leaves else []
+            uses += [((_id(lane.enters[0]), lane.enters[1]), BEFORE)] if lane.enters else []
+        for o, port in enumerate(self.piece.outputs):
+            uses.append((self.output_key(o), AFTER + (self.rounds[port.of] if port.kind == "after" else 0)))
+        found: dict[Key, int] = {}
+        for key, part in uses:
+            found[key] = min(found.get(key, part), part)
+        for k, copy in reversed(list(enumerate(self.plan.copies))):  # and what it is made of
+            key, source = (copy.value, k), (copy.value, copy.source)
+            if key in found:
+                found[source] = min(found.get(source, found[key]), found[key])
+        return found
+
+    def _ops(self) -> list[Op]:
+        return [op for op in self.graph.ops if op.index in self.part_of]
+
+    def _reads(self, op: Op) -> list[Key]:
+        step = self.plan.steps[op.index]
+        pairs = zip(op.inputs, step.reads, strict=True)
+        return [(a.id, r) for a, r in pairs if isinstance(a, Value) and not self.graph.is_free(a)]
+
+    def home(self, key: Key) -> int:
+        """The part that makes it."""
+        value, copy = key
+        if copy == AS_MADE:
+            op = self.graph.producer[value]
+            return GIVEN if op is None else self.part_of.get(op.index, GIVEN)
+        return max(self.home((value, self.plan.copies[copy].source)), self.readers[key])
+
+    # ---- the loop's lanes ------------------------------------------------------------------------------------
+
+    def _lanes(self) -> list[Lane]:
+        graph = self.graph
+        at = {v.id: i for i, v in enumerate(graph.inputs)}
+        out = {_id(a): o for o, a in enumerate(graph.outputs)}
+        found = []
+        for crossing in (c for c in graph.lanes if c.opening == self.opening):
+            enters = leaves = inside = outside = None
+            for index, position, _ in crossing.reads:
+                a, step = graph.ops[index].inputs[position], self.plan.steps[index]
+                if index == self.opening:
+                    enters = (a, step.reads[position], step.operands[position])
+                else:
+                    leaves = (_id(a), step.reads[position])
+            for v, _ in crossing.makes:
+                if v in graph.ops[self.opening].outputs:
+                    inside = (v.id, AS_MADE)
+                else:
+                    outside = (v.id, AS_MADE)
+            port = at.get(_id(enters[0])) if enters else out.get(outside[0]) if outside else None
+            kind = self._kind(crossing.lane, port)
+            found.append(Lane(kind, inside, enters, leaves, outside, port if kind in ("received", "sent") else None))
+        return found
+
+    def _kind(self, lane: region.Lane, port: int | None) -> str:
+        if lane.is_carried or not lane.is_stacked:
+            return "sum" if lane.is_carried else "constant"
+        ports = self.piece.inputs if lane.is_entering else self.piece.outputs
+        crosses = port is not None and port < len(ports) and ports[port].kind == "loop"
+        if lane.is_entering:
+            return "received" if crosses else "counter"
+        return "sent" if crosses else "stacked"
+
+    # ---- what goes from part to part -------------------------------------------------------------------------
+
+    def _wanted_outside(self) -> list[Key]:
+        """What must be made besides what ops read: what leaves the loop, and the results."""
+        found = [k for lane in self.lanes if (k := lane.leaves)]
+        ports = self.piece.outputs
+        return found + [
+            self.output_key(o)
+            for o, a in enumerate(self.graph.outputs)
+            if isinstance(a, Value) and ports[o].kind != "loop"
+        ]
+
+    def _want(self, key: Key, wanted: dict[int, list[Key]]) -> None:
+        home = self.home(key)
+        if home != GIVEN:
+            wanted[home].append(key)
+
+    def _takes(self, part: int, gives: Sequence[Key]) -> tuple[Key, ...]:
+        """What a part finds made."""
+        found: dict[Key, None] = {}
+        todo = [k for op in self._ops_of(part) for k in self._reads(op)]
+        todo += [self._source_of_lane(k) if part == BEFORE else k for k in gives]
+        seen: set[Key] = set()
+        while todo:
+            key = todo.pop()
+            if key in seen or key[0] < 0 or self.graph.is_free(self.graph.values[key[0]]):
+                continue
+            seen.add(key)
+            if self.home(key) != part:
+                found[key] = None
+            elif key[1] != AS_MADE:
+                todo.append((key[0], self.plan.copies[key[1]].source))
+        inner = {v.id for op in self._ops_of(part) for v in op.outputs}
+        return tuple(sorted(k for k in found if k[0] not in inner))
+
+    def entering(self, key: Key) -> tuple[Atom, int, Spec] | None:
+        """What the opening border reads for what the body sees."""
+        return next((lane.enters for lane in self.lanes if lane.inside == key and lane.enters), None)
+
+    def _source_of_lane(self, key: Key) -> Key:
+        enters = self.entering(key)
+        return key if enters is None else (_id(enters[0]), enters[1])
+
+    # ---- how arrays lie --------------------------------------------------------------------------------------
+
+    def spec(self, key: Key) -> Spec:
+        """How a value, or a copy of it, lies."""
+        value, copy = key
+        if copy != AS_MADE:
+            return self.plan.copies[copy].spec
+        op = self.graph.producer[value]
+        if op is None:
+            return self.plan.inputs[[v.id for v in self.graph.inputs].index(value)].spec
+        return self.plan.steps[op.index].results[[v.id for v in op.outputs].index(value)]
+
+
+def _id(a: Atom) -> int:
+    return a.id if isinstance(a, Value) else -1
+
+
+def _is_backward(ports: Sequence[Port], lane: Lane) -> bool:
+    return lane.kind == "received" and lane.port is not None and ports[lane.port].backward
+
+
+def _main_loop(graph: Graph) -> int:
+    """The op that opens the loop over microbatches: the largest region outside all others."""
+    outer = {a: g[-1] - a for a, g in graph.borders.items() if not graph.depths[a] and graph.ops[a].name == "scan"}
+    return max(outer, key=lambda a: outer[a])
+
+
+def _spans(graph: Graph, opening: int) -> list[tuple[int, int]]:
+    """The ops outside all regions but the main loop, and whole regions: (first, last)."""
+    found = []
+    i = 0
+    while i < len(graph.ops):
+        if i == opening or i == graph.borders[opening][-1]:
+            i += 1
+            continue
+        last = graph.borders[i][-1] if i in graph.borders else i
+        found.append((i, last))
+        i = last + 1
+    return found

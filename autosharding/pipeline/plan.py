@@ -1,0 +1,198 @@
+"""The plan of a pipeline: a plan for each piece, what each costs, and the schedule that runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import stage_dp
+from autosharding.errors import PlanError, StageError
+from autosharding.plan import Plan
+from autosharding.plan_json import to_json
+from autosharding.plan_load import from_json, read_file
+from autosharding.table import Table
+from stage_dp import SCHEDULES, Price, Schedule, Timeline, chrome_trace, interleaved, simulate
+from stage_dp.text import show_bytes, show_seconds
+
+FORMAT = "autosharding-pipeline"
+VERSION = 1
+
+RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved")
+"""The schedules that can be run."""
+
+WIDTH = 100
+"""Characters of a line of the chart."""
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """A step over the stages of a pipeline.
+
+    Attributes:
+        name: the step's name.
+        fingerprint: of the graph that was cut.
+        schedule: which task runs when.
+        plans: of each piece, in program order; piece `chunk * n_stages + stage` runs on `stage`.
+        prices: of each piece.
+        transfers: (forward, backward) seconds per microbatch from each piece to the next.
+    """
+
+    name: str
+    fingerprint: str
+    schedule: Schedule
+    plans: tuple[Plan, ...]
+    prices: tuple[Price, ...]
+    transfers: tuple[tuple[float, float], ...]
+
+    @property
+    def microbatches(self) -> int:
+        """Into how many pieces the batch is cut."""
+        return self.schedule.n_microbatches
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """One step, simulated with the prices."""
+        return simulate(self.schedule, self.prices, self.transfers)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of a step."""
+        return self.timeline.seconds
+
+    @property
+    def peaks(self) -> tuple[int, ...]:
+        """The most bytes per device that each stage holds, its microbatches in flight included."""
+        n = self.schedule.n_stages
+        held = zip(self.schedule.in_flight, range(n), strict=True)
+        return tuple(sum(p.bytes(k) for p in self.prices[stage::n]) for k, stage in held)
+
+    def trace(self) -> dict[str, Any]:
+        """The simulated step in the Chrome trace format, for Perfetto."""
+        return chrome_trace(self.timeline)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without loss."""
+        s = self.schedule
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "schedule": {
+                "name": s.name,
+                "stages": s.n_stages,
+                "microbatches": s.n_microbatches,
+                "chunks": s.n_chunks,
+            },
+            "plans": [to_json(p) for p in self.plans],
+            "prices": [asdict(p) for p in self.prices],
+            "transfers": [list(t) for t in self.transfers],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file that `load_plan` reads, whole or not at all."""
+        target = Path(path)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            draft.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        return "\n\n".join((self._facts().text(), self._stages().text(), self._chart()))
+
+    def _facts(self) -> Table:
+        s = self.schedule
+        one = self.plans[0]
+        rows = (
+            ("schedule", str(s)),
+            ("devices", f"{s.n_stages} x {one.topology.n_devices} x {one.topology.device.name}"),
+            ("time", f"{show_seconds(self.seconds)}, devices idle {self.timeline.bubble():.1%} of it"),
+            ("memory", f"{show_bytes(max(self.peaks))} on the fullest device"),
+        )
+        return Table(f"pipeline of {self.name}", (), rows)
+
+    def _stages(self) -> Table:
+        n = self.schedule.n_stages
+        rows = []
+        for p, (plan, price) in enumerate(zip(self.plans, self.prices, strict=True)):
+            mesh = ",".join(f"{a}={k}" for a, k in plan.mesh.items())
+            times = (price.forward, price.backward, price.before + price.after)
+            held = (price.microbatch_bytes, self.peaks[p % n])
+            rows.append((str(p), str(p % n), mesh, *map(show_seconds, times), *map(show_bytes, held)))
+        head = ("piece", "stage", "mesh", "forward", "backward", "per step", "per microbatch", "peak")
+        return Table("pieces", head, tuple(rows), tuple(range(3, len(head))))
+
+    def _chart(self) -> str:
+        """Which task runs when, a line for each stage."""
+        rows = [[" "] * WIDTH for _ in range(self.schedule.n_stages)]
+        for span in self.timeline.spans:
+            a, b = (round(t / self.seconds * WIDTH) if self.seconds else 0 for t in (span.start, span.end))
+            text = f"{span.task.kind}{span.task.microbatch}".ljust(b - a, "." if span.task.kind == "F" else "-")
+            rows[span.task.stage][a:b] = text[: b - a]
+        lines = [f"  stage {i} |{''.join(r)}|" for i, r in enumerate(rows)]
+        return "\n".join([f"schedule, {show_seconds(self.seconds)} across", *lines])
+
+
+def pipeline_from_json(data: Mapping[str, Any]) -> PipelinePlan:
+    """Read what `to_json` made.
+
+    Raises:
+        PlanError: saying what is wrong with it.
+    """
+    if data.get("version") != VERSION:
+        raise PlanError(
+            f"This is a pipeline's plan of version {data.get('version')!r}, and this release reads version {VERSION}. "
+            "Plan the step again."
+        )
+    try:
+        s = data["schedule"]
+        schedule = schedule_of(s["name"], s["stages"], s["microbatches"], s["chunks"])
+        known = {f.name for f in fields(Price)}
+        return PipelinePlan(
+            data["name"],
+            data["fingerprint"],
+            schedule,
+            tuple(from_json(p) for p in data["plans"]),
+            tuple(Price(**{k: v for k, v in p.items() if k in known}) for p in data["prices"]),
+            tuple((float(a), float(b)) for a, b in data["transfers"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"The file says it is a pipeline's plan, and cannot be read: {error!r}.") from error
+
+
+def schedule_of(name: str, n_stages: int, microbatches: int, chunks: int = 1) -> Schedule:
+    """A schedule by its name.
+
+    Raises:
+        StageError: for an unknown name, or numbers that do not suit it.
+    """
+    if name not in RUNNABLE or (chunks > 1) != (name == "interleaved"):
+        raise StageError(
+            f"There is no schedule {name!r} of {chunks} chunks that can be run. The schedules are "
+            f"{', '.join(RUNNABLE)}; of these interleaved takes 2 chunks or more."
+        )
+    try:
+        if name == "interleaved":
+            return interleaved(n_stages, microbatches, chunks)
+        return SCHEDULES[name](n_stages, microbatches)
+    except stage_dp.StageError as error:
+        raise StageError(str(error)) from error
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan | PipelinePlan:
+    """Read a plan, of one mesh or of a pipeline.
+
+    Raises:
+        PlanError: when the file is not there, is no plan, is of another version, or is damaged.
+    """
+    data = read_file(path)
+    if isinstance(data, dict) and data.get("format") == FORMAT:
+        return pipeline_from_json(data)
+    return from_json(data, os.fspath(path))

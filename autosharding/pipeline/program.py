@@ -1,0 +1,145 @@
+"""A step as a pipeline, as the public face runs it: planned for a number of stages, placed, called with arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+
+from autosharding.errors import MeshMismatch, StageError, UnsupportedProgram
+from autosharding.graph import Graph
+from autosharding.microbatch import batch_of
+from autosharding.pipeline.build import Pipeline, Planner, pipelined
+from autosharding.pipeline.plan import PipelinePlan, schedule_of
+from autosharding.pipeline.runner import Runner
+from cost_model import Cluster, ClusterError
+
+PER_STAGE = (1, 2, 4, 8)
+"""Microbatches for each stage that "auto" tries: with 8 the bubble of 1F1B is below a ninth."""
+
+
+def plan_pipeline(
+    graph: Graph,
+    state: Mapping[int, int],
+    cluster: Cluster,
+    planner: Callable[[Cluster], Planner],
+    *,
+    stages: int,
+    microbatches: int | Literal["auto"],
+    schedule: str,
+    chunks: int,
+    memory: int | None,
+    tell: Callable[[str], None],
+) -> tuple[Pipeline, PipelinePlan]:
+    """The fastest pipeline of so many stages, by its simulated step.
+
+    Args:
+        graph: the step on the full batch.
+        state: result index -> index of the input whose new state it is.
+        cluster: all devices.
+        planner: plans pieces on the devices of a stage, given those.
+        stages: how many.
+        microbatches: how many, or "auto".
+        schedule: "gpipe", "1f1b", "1f1b-eager" or "interleaved".
+        chunks: pieces for each stage.
+        memory: bytes that a device may hold.
+        tell: called with a line of text at each number tried.
+
+    Raises:
+        StageError: where devices, program and schedule do not go together.
+        MicrobatchError: where the batch cannot be cut.
+        Infeasible: where it does not fit.
+    """
+    try:
+        of_stage = planner(cluster.part(stages))
+    except ClusterError as error:
+        raise StageError(f"{stages} stages were asked for on the cluster {cluster.name}. {error}") from error
+    best: tuple[Pipeline, PipelinePlan] | None = None
+    for m in _numbers(graph, state, stages) if microbatches == "auto" else [microbatches]:
+        tell(f"planning {stages} stages and {m} microbatches")
+        pipeline = pipelined(graph, state, schedule_of(schedule, stages, m, chunks))
+        plan = pipeline.plan(cluster, of_stage, memory)
+        if best is None or plan.seconds < best[1].seconds:
+            best = pipeline, plan
+    assert best is not None
+    return best
+
+
+def _numbers(graph: Graph, state: Mapping[int, int], stages: int) -> list[int]:
+    """Numbers of microbatches worth trying."""
+    examples = batch_of(graph, state) or 1
+    found = [k * stages for k in PER_STAGE if examples % (k * stages) == 0]
+    return found or [max(m for m in range(1, examples + 1) if examples % m == 0 and m <= 4 * stages)]
+
+
+class PipelineProgram:
+    """A pipeline for arguments of one kind.
+
+    Args:
+        pipeline: what is cut.
+        plan: its plan.
+        traced: the step as the public face traced it.
+        devices: all of them, the first stage's first.
+    """
+
+    def __init__(self, pipeline: Pipeline, plan: PipelinePlan, traced: Any, devices: Sequence[Any]) -> None:
+        self.pipeline, self.plan, self.traced, self.devices = pipeline, plan, traced, devices
+
+    compiled = None
+
+    @cached_property
+    def runner(self) -> Runner:
+        """What runs it.
+
+        Raises:
+            MeshMismatch: where there are not as many devices as the plan is for.
+        """
+        wanted = [each.topology.n_devices for each in self.plan.plans[: self.pipeline.schedule.n_stages]]
+        if sum(wanted) != len(self.devices):
+            raise MeshMismatch(f"The plan is for {sum(wanted)} devices, here are {len(self.devices)}.")
+        ends = np.cumsum([0, *wanted])
+        stages = [self.devices[a:b] for a, b in pairwise(ends)]
+        return self.pipeline.runner(self.plan, stages)
+
+    @cached_property
+    def shardings(self) -> tuple[NamedSharding, ...]:
+        """Of the arguments' arrays: on the first stage that reads them."""
+        found: dict[int, NamedSharding] = {}
+        for programs in self.runner.pieces:
+            for i, port in enumerate(programs.parts.piece.inputs):
+                if port.kind == "step":
+                    found.setdefault(port.of, programs.input_sharding(i))
+        first = self.runner.pieces[0].mesh
+        nowhere = NamedSharding(first, jax.sharding.PartitionSpec())
+        return tuple(found.get(i, nowhere) for i in range(self.pipeline.graph.n_arguments))
+
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """Run on the arrays of a call.
+
+        Raises:
+            TypeError: for arrays of other shapes than it was planned for.
+        """
+        graph = self.pipeline.graph
+        for x, v in zip(arrays, graph.inputs, strict=False):
+            if isinstance(x, Tracer) or np.shape(x) != v.shape or jax.dtypes.result_type(x) != v.aval.dtype:
+                raise TypeError("planned for other arguments")
+        return self.runner([*arrays, *graph.constants])
+
+    def lower(self) -> Any:
+        """There is no one program.
+
+        Raises:
+            UnsupportedProgram: always.
+        """
+        raise UnsupportedProgram(
+            f"The step {self.plan.name!r} runs as a pipeline of {self.pipeline.schedule.n_stages} stages, which is "
+            "many programs: it cannot be lowered or compiled ahead as one. Call the step itself, or use stages=1."
+        )
+
+    compile = lower
