@@ -47,6 +47,7 @@ class Labels:
         parts: of the ops in the loop, by index.
         blocked: the ops that should be in the loop and cannot, in program order.
         lost: indices of the ops of the forward and backward pass that hang on these, or run whole to help them.
+        own: indices of the ops that take the sums over a microbatch for those over the batch.
     """
 
     graph: Graph
@@ -57,6 +58,7 @@ class Labels:
     parts: Mapping[int, Part]
     blocked: tuple[Blocked, ...]
     lost: frozenset[int]
+    own: Set[int]
 
 
 def label(
@@ -93,7 +95,7 @@ def label(
     found = tuple(sorted(blocked.values(), key=lambda b: b.op))
     states, places = tuple(labeller.states), tuple(labeller.places)
     lost = _lost(graph, places, found, whole, late)
-    return Labels(graph, rules, microbatches, states, places, labeller.parts, found, lost)
+    return Labels(graph, rules, microbatches, states, places, labeller.parts, found, lost, own)
 
 
 def _lost(

@@ -34,7 +34,7 @@ def looped(labels: Labels) -> Callable[..., list[Any]]:
     def step(*leaves: Any) -> list[Any]:
         before = Outside(labels, "before")
         before.run_all(leaves)
-        terms, pieces = _leaving(labels)
+        terms, pieces = leaving(labels)
         sums, stacks = jax.lax.scan(
             lambda carry, at: _body(labels, before.made, terms, pieces, carry, at),
             tuple(neutral(v, labels.states[v.id]) for v in terms),
@@ -49,7 +49,7 @@ def looped(labels: Labels) -> Callable[..., list[Any]]:
     return step
 
 
-def _leaving(labels: Labels) -> tuple[list[Value], list[Value]]:
+def leaving(labels: Labels) -> tuple[list[Value], list[Value]]:
     """What the loop hands on: (terms to be summed, or all the same; pieces to be put together)."""
     graph = labels.graph
     read = {a.id for a in graph.outputs if isinstance(a, Value)}
@@ -226,7 +226,9 @@ class Inside(Run):
         return x * self.labels.microbatches if isinstance(state, Partial) and state.monoid == "sum" else x
 
     def _once(self, x: Any) -> Any:
-        """A whole term of a sum: it counts in the first microbatch alone."""
+        """A whole term of a sum: it counts in the first microbatch alone, or as much in each where each has its own."""
+        if self.labels.own and jnp.issubdtype(x.dtype, jnp.inexact):
+            return x / self.labels.microbatches
         return jnp.where(self.at == 0, x, jnp.zeros_like(x))
 
     def _free(self, v: Value, wanted: Sliced) -> Any:

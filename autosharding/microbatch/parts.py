@@ -73,7 +73,7 @@ def part_of(
         found = _on_terms(op, rule, given)
         return _on_own(op, given) if own and isinstance(found, str) else found
     if own:
-        given = [OWN if isinstance(s, Partial) and not s.factors else s for s in given]
+        given = [OWN if _is_statistic(op, i, s) else s for i, s in enumerate(given)]
     if any(isinstance(s, Each) for s in given):
         return NEEDS_ALL
     cuts = {cut_of(s, rule.operands[i], rule.sizes, microbatches) for i, s in sliced.items()}
@@ -173,7 +173,13 @@ def _on_terms(op: Op, rule: Rule, given: Sequence[State]) -> Part | str:
 
 def _on_own(op: Op, given: Sequence[State]) -> Part | str:
     """Of statistics of the microbatch's own examples."""
-    if not all(isinstance(s, Whole | Own) or (isinstance(s, Partial) and not s.factors) for s in given):
+    reads = tuple(OWN if _is_statistic(op, i, s) else s for i, s in enumerate(given))
+    if not all(isinstance(s, Whole | Own) for s in reads):
         return NEEDS_ALL
-    reads = tuple(OWN if isinstance(s, Partial) else s for s in given)
     return Part(None, reads, (OWN,) * len(op.outputs))
+
+
+def _is_statistic(op: Op, i: int, state: State) -> bool:
+    """Whether an operand is a term of which a statistic can be made: integers have no `1 / M` of a constant."""
+    exact = state == Partial("sum") and not op.inputs[i].dtype.startswith(("f", "bf", "c"))
+    return isinstance(state, Partial) and not state.factors and not exact

@@ -13,8 +13,8 @@ from autosharding.capture import from_jaxpr
 from autosharding.errors import MicrobatchError
 from autosharding.graph import Graph
 from autosharding.microbatch.label import Labels
-from autosharding.microbatch.loop import looped
-from autosharding.microbatch.states import Sliced
+from autosharding.microbatch.loop import leaving, looped
+from autosharding.microbatch.states import Own, Sliced
 from autosharding.microbatch.ways import SHARE, labelled, share
 from autosharding.planner.roles import roles
 from autosharding.rules import rules_of
@@ -76,9 +76,26 @@ def best_labels(
         labels = labelled(graph, rules, microbatches, inputs, independent=independent)
         tried.append((share(labels), labels))
         if tried[-1][0] >= SHARE:
-            return labels
+            return _with_means(graph, labels)
     most, labels = max(tried, key=lambda t: t[0])
     raise MicrobatchError(_refused(graph, labels, microbatches, most))
+
+
+def _with_means(graph: Graph, labels: Labels) -> Labels:
+    """Labels in which what leaves the loop of the microbatches' own statistics has a mean.
+
+    Raises:
+        MicrobatchError: where it is no number.
+    """
+    for v in leaving(labels)[0]:
+        op = graph.producer[v.id]
+        if isinstance(labels.states[v.id], Own) and not v.dtype.startswith(("f", "bf", "c")) and op is not None:
+            raise MicrobatchError(
+                f"The step {graph.name!r} cannot run in {labels.microbatches} microbatches with statistics of their "
+                f"own: {op.where} makes {v.type} of such statistics, of which there is no mean. Return the statistics "
+                "instead, or use microbatches=1."
+            )
+    return labels
 
 
 def _batch_inputs(graph: Graph, state: Mapping[int, int]) -> list[int]:
