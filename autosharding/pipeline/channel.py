@@ -25,18 +25,22 @@ class DevicePut:
     """
 
     def __init__(self) -> None:
-        self._into: dict[NamedSharding, Any] = {}
+        self._ways: dict[tuple[Any, NamedSharding], tuple[NamedSharding, Any]] = {}
 
     def send(self, x: Any, to: NamedSharding) -> Any:
         """The array on the devices of `to`, lying so."""
+        over, into = self._ways.get((x.sharding, to)) or self._way(x, to)
+        there = jax.device_put(x, over)
+        return there if into is None else into(there)
+
+    def _way(self, x: Any, to: NamedSharding) -> tuple[NamedSharding, Any]:
+        """(how it goes over, what brings it into its split there), kept."""
         came: Any = x.sharding
         devices = np.asarray(to.mesh.devices)
-        if came == to or came.mesh.devices.size != devices.size:
-            return jax.device_put(x, to)
-        there = Mesh(devices.reshape(came.mesh.devices.shape), came.mesh.axis_names)
-        over = jax.device_put(x, NamedSharding(there, came.spec))
-        if over.sharding.is_equivalent_to(to, x.ndim):
-            return jax.device_put(over, to)
-        if to not in self._into:
-            self._into[to] = jax.jit(lambda x: x, out_shardings=to)
-        return self._into[to](over)
+        over, into = to, None
+        if came.mesh.devices.size == devices.size:
+            same = NamedSharding(Mesh(devices.reshape(came.mesh.devices.shape), came.mesh.axis_names), came.spec)
+            if not same.is_equivalent_to(to, x.ndim):
+                over, into = same, jax.jit(lambda x: x, out_shardings=to)
+        self._ways[came, to] = over, into
+        return over, into

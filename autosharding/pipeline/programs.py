@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from autosharding.executor import PlanRun
@@ -45,6 +46,7 @@ class Programs:
     def __init__(self, parts: Parts, mesh: Mesh) -> None:
         self.parts, self.mesh = parts, mesh
         self.rules = rules_of(parts.graph)
+        self._stacks: dict[Key, Any] = {}
 
     @cached_property
     def by_part(self) -> Mapping[int, Program]:
@@ -59,6 +61,14 @@ class Programs:
         """How what is received for a microbatch lies."""
         assert lane.inside is not None
         return NamedSharding(self.mesh, self.outside_spec(lane.inside))
+
+    def stack(self, key: Key) -> Any:
+        """Puts together what the microbatches made of a value, in their order."""
+        if key not in self._stacks:
+            sharding = NamedSharding(self.mesh, self.outside_spec(key))
+            axis = 1 if self.parts.spec(key).partial else 0  # terms lie along the first
+            self._stacks[key] = jax.jit(lambda *xs: jnp.stack(xs, axis), out_shardings=sharding)
+        return self._stacks[key]
 
     def _program(self, part: int, flow: Flow) -> Program:
         parts, (takes, gives) = self.parts, flow

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from autosharding import placing
 from autosharding.graph import Graph, Literal
 from autosharding.pipeline.channel import Channel
-from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, Key, Lane
+from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, Key
 from autosharding.pipeline.programs import Programs
 from autosharding.plan import AS_MADE
 from stage_dp import Kind, Schedule
 
 _PARTS = {Kind.FORWARD: FORWARD, Kind.BACKWARD: BACKWARD}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a task of a piece does, beside its program.
+
+    Attributes:
+        receives: (what the body sees, id of the value sent, how it lies here).
+        counters: what the body sees of the microbatch's number.
+        sends: (what the program gives, id of the value).
+        sums: what the program gives -> the sum that it is now.
+        stacks: what the program gives that is put together after the loop.
+    """
+
+    receives: tuple[tuple[Key, int, NamedSharding], ...]
+    counters: tuple[Key, ...]
+    sends: tuple[tuple[Key, int], ...]
+    sums: Mapping[Key, Key]
+    stacks: tuple[Key, ...]
+
+
+def _recipe(programs: Programs, part: int) -> Recipe:
+    parts, program = programs.parts, programs.by_part.get(part)
+    ports, gives = parts.piece, set(program.gives if program is not None else ())
+    receives, counters, sends, sums, stacks = [], [], [], {}, []
+    for lane in parts.lanes:
+        if lane.kind == "received" and lane.inside and lane.port is not None:
+            port = ports.inputs[lane.port]
+            if port.backward == (part == BACKWARD):
+                receives.append((lane.inside, port.of, programs.received_sharding(lane)))
+        elif lane.kind == "counter" and lane.inside:
+            counters.append(lane.inside)
+        elif lane.leaves in gives and lane.leaves is not None:
+            if lane.kind == "sent" and lane.port is not None:
+                sends.append((lane.leaves, ports.outputs[lane.port].of))
+            elif lane.kind == "sum" and lane.inside:
+                sums[lane.leaves] = lane.inside
+            elif lane.kind == "stacked":
+                stacks.append(lane.leaves)
+    return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks))
 
 
 class Runner:
@@ -36,18 +80,42 @@ class Runner:
     ) -> None:
         self.graph, self.pieces, self.schedule, self.rounds, self.channel = graph, pieces, schedule, rounds, channel
 
+    @cached_property
+    def tasks(self) -> tuple[tuple[int, int, int], ...]:
+        """(piece, part, microbatch) in the schedule's order."""
+        order = (t for t in self.schedule.order if t.kind in _PARTS)
+        return tuple((self.schedule.piece(t), _PARTS[t.kind], t.microbatch) for t in order)
+
+    @cached_property
+    def recipes(self) -> Mapping[tuple[int, int], Recipe]:
+        """(piece, part) -> what its tasks do."""
+        pieces = enumerate(self.pieces)
+        return {(p, part): _recipe(programs, part) for p, programs in pieces for part in (FORWARD, BACKWARD)}
+
+    @cached_property
+    def receivers(self) -> Mapping[int, int]:
+        """Id of a value that is sent in the loop -> how many pieces receive it."""
+        return Counter(value for recipe in self.recipes.values() for _, value, _ in recipe.receives)
+
+    @cached_property
+    def numbers(self) -> tuple[tuple[Any, ...], ...]:
+        """For each piece the microbatches' numbers on its devices."""
+        shardings = [NamedSharding(programs.mesh, PartitionSpec()) for programs in self.pieces]
+        count = range(self.schedule.n_microbatches)
+        return tuple(tuple(jax.device_put(np.int32(m), s) for m in count) for s in shardings)
+
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         """The results, given the arguments' arrays and the constants."""
-        return _Step(self, arrays).results()
+        return StepRun(self, arrays).results()
 
 
-class _Step:
+class StepRun:
     """One call of the step."""
 
     def __init__(self, runner: Runner, arrays: Sequence[Any]) -> None:
         self.runner = runner
         self.there = [Held(p, self._placed(p, arrays)) for p in runner.pieces]
-        self.sent: dict[tuple[int, int], Any] = {}  # (value, microbatch) -> the array where it was made
+        self.sent: dict[tuple[int, int], list[Any]] = {}  # (value, microbatch) -> the array, once for each receiver
 
     def _placed(self, programs: Programs, arrays: Sequence[Any]) -> dict[Key, Any]:
         ports = programs.parts.piece.inputs
@@ -64,12 +132,10 @@ class _Step:
         """Run all tasks."""
         for held in self.there:
             held.run(BEFORE)
-        schedule = self.runner.schedule
-        for task in schedule.order:
-            if task.kind in _PARTS:
-                self._task(schedule.piece(task), _PARTS[task.kind], task.microbatch)
+        for task in self.runner.tasks:
+            self.task(*task)
         for held in self.there:
-            held.close(schedule.n_microbatches)
+            held.close()
         for r in range(max(p.parts.n_parts for p in self.runner.pieces) - AFTER):
             if r:
                 self._hand_on(r - 1)
@@ -77,20 +143,18 @@ class _Step:
                 held.run(AFTER + r)
         return [self._result(i, a) for i, a in enumerate(self.runner.graph.outputs)]
 
-    def _task(self, piece: int, part: int, microbatch: int) -> None:
-        held = self.there[piece]
-        ports = held.programs.parts.piece.inputs
-        for lane in held.programs.parts.lanes:
-            if lane.kind == "received" and lane.inside and ports[lane.port or 0].backward == (part == BACKWARD):
-                x = self.sent[ports[lane.port or 0].of, microbatch]
-                held.at(microbatch)[lane.inside] = self.runner.channel.send(x, held.programs.received_sharding(lane))
-            elif lane.kind == "counter" and lane.inside:
-                held.at(microbatch)[lane.inside] = held.number(microbatch)
-        held.run(part, microbatch)
-        for lane in held.programs.parts.lanes:
-            if lane.kind == "sent" and lane.leaves in held.made_by(part):
-                port = held.programs.parts.piece.outputs[lane.port or 0]
-                self.sent[port.of, microbatch] = held.at(microbatch)[lane.leaves]
+    def task(self, piece: int, part: int, microbatch: int) -> None:
+        """Start one."""
+        runner, held = self.runner, self.there[piece]
+        recipe = runner.recipes[piece, part]
+        own = held.by_microbatch.setdefault(microbatch, {})
+        for key, value, sharding in recipe.receives:
+            own[key] = runner.channel.send(self.sent[value, microbatch].pop(), sharding)
+        for key in recipe.counters:
+            own[key] = runner.numbers[piece][microbatch]
+        held.run_one(part, recipe, own)
+        for key, value in recipe.sends:
+            self.sent[value, microbatch] = [own[key]] * runner.receivers[value]
         if part == BACKWARD:
             held.drop(microbatch)
 
@@ -127,47 +191,36 @@ class Held:
         self.by_microbatch: dict[int, dict[Key, Any]] = {}
         self.stacks: dict[Key, list[Any]] = {}
 
-    def at(self, microbatch: int) -> dict[Key, Any]:
-        """What belongs to a microbatch."""
-        return self.by_microbatch.setdefault(microbatch, {})
-
-    def number(self, microbatch: int) -> Any:
-        """The microbatch's number on the devices."""
-        return jax.device_put(jnp.int32(microbatch), NamedSharding(self.programs.mesh, PartitionSpec()))
-
-    def made_by(self, part: int) -> tuple[Key, ...]:
-        """What the program of a part gives."""
-        program = self.programs.by_part.get(part)
-        return () if program is None else program.gives
-
     def value(self, key: Key) -> Any:
         """An array that belongs to no microbatch."""
         return self.kept[key]
 
-    def run(self, part: int, microbatch: int | None = None) -> None:
-        """Run a program, if there is one."""
+    def run(self, part: int) -> None:
+        """Run what comes before or after the microbatches, if there is anything."""
+        program = self.programs.by_part.get(part)
+        if program is not None:
+            self.kept.update(zip(program.gives, program.run(*(self.kept[k] for k in program.takes)), strict=True))
+
+    def run_one(self, part: int, recipe: Recipe, own: dict[Key, Any]) -> None:
+        """Run a microbatch's program on what is the piece's and what is the microbatch's own."""
         program = self.programs.by_part.get(part)
         if program is None:
             return
-        own = {} if microbatch is None else self.at(microbatch)
-        results = program.run(*(own[k] if k in own else self.kept[k] for k in program.takes))
-        sums = {lane.leaves: lane.inside for lane in self.programs.parts.lanes if lane.kind == "sum"}
+        kept = self.kept
+        results = program.run(*[own[k] if k in own else kept[k] for k in program.takes])
         for key, x in zip(program.gives, results, strict=True):
-            if microbatch is None:
-                self.kept[key] = x
-            elif (inside := sums.get(key)) is not None:
-                self.kept[inside] = x
+            if key in recipe.sums:
+                kept[recipe.sums[key]] = x
             else:
                 own[key] = x
-        for lane in self.programs.parts.lanes:
-            if microbatch is not None and lane.kind == "stacked" and lane.leaves in program.gives:
-                self.stacks.setdefault(lane.leaves, []).append((microbatch, own[lane.leaves]))
+        for key in recipe.stacks:
+            self.stacks.setdefault(key, []).append(own[key])
 
     def drop(self, microbatch: int) -> None:
         """Let go of what belongs to a microbatch."""
         del self.by_microbatch[microbatch]
 
-    def close(self, microbatches: int) -> None:
+    def close(self) -> None:
         """What the loop leaves."""
         for lane in self.programs.parts.lanes:
             if lane.outside is None:
@@ -175,11 +228,4 @@ class Held:
             if lane.kind == "sum" and lane.inside is not None:
                 self.kept[lane.outside] = self.kept[lane.inside]
             elif lane.kind == "stacked" and lane.leaves in self.stacks:
-                parts = [x for _, x in sorted(self.stacks[lane.leaves], key=lambda t: t[0])]
-                self.kept[lane.outside] = self._stacked(lane, parts)
-
-    def _stacked(self, lane: Lane, parts: Sequence[Any]) -> Any:
-        assert lane.outside is not None
-        sharding = NamedSharding(self.programs.mesh, self.programs.outside_spec(lane.outside))
-        axis = 1 if self.programs.parts.spec(lane.outside).partial else 0  # terms lie along the first
-        return jax.jit(lambda *xs: jnp.stack(xs, axis), out_shardings=sharding)(*parts)
+                self.kept[lane.outside] = self.programs.stack(lane.outside)(*self.stacks[lane.leaves])
