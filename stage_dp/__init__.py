@@ -10,7 +10,6 @@ knows numbers only: no JAX, no other room.
     stages.simulate().bubble()
 """
 
-from stage_dp.cluster_layers import DEFAULT_SLACK as DEFAULT_SLACK
 from stage_dp.cluster_layers import cluster_layers as cluster_layers
 from stage_dp.errors import NoStages as NoStages
 from stage_dp.errors import ScheduleError as ScheduleError
@@ -46,7 +45,6 @@ from stage_dp.submesh import submesh_shapes as submesh_shapes
 from stage_dp.trace import chrome_trace as chrome_trace
 
 __all__ = [
-    "DEFAULT_SLACK",
     "SCHEDULES",
     "Front",
     "Kind",

@@ -17,7 +17,10 @@ from autosharding.graph import Value
 from autosharding.microbatch.label import Labels
 from autosharding.microbatch.states import AFTER, Partial
 from autosharding.pipeline.units import Unit, is_whole, units_of
-from stage_dp import DEFAULT_SLACK, NoStages, cluster_layers
+from stage_dp import NoStages, cluster_layers
+
+SLACK = 0.05
+"""By how much a piece may cost more than the mean; doubled until the program has such a cut."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class _Assigner:
 
     def _starts(self, work: Sequence[float], cut: Sequence[int]) -> tuple[int, ...]:
         """Where the pieces begin: as alike as the ops allow, and then with little to send."""
-        slack = DEFAULT_SLACK
+        slack = SLACK
         while True:
             try:
                 return cluster_layers(work, cut, self.n_pieces, slack)
