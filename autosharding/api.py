@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.core import Tracer
@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from autosharding import placing
 from autosharding.capture import capture
-from autosharding.errors import AutoshardingError, MeshMismatch, PlanMismatch
+from autosharding.errors import AutoshardingError, Infeasible, MeshMismatch, MicrobatchError, PlanMismatch, StageError
 from autosharding.executor import check, executable
 from autosharding.graph import Graph
 from autosharding.leaves import Result, Structure, new_states, shape_of, take_apart, take_result, with_fixed
@@ -43,7 +43,7 @@ class Options:
     memory: int | None = None
     method: str = "auto"
     microbatches: Microbatches = "auto"
-    stages: int = 1
+    stages: int | Literal["auto"] = 1
     schedule: str = "1f1b"
     chunks: int = 1
     constraints: Mapping[str, PartitionSpec] | None = None
@@ -420,9 +420,11 @@ def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planne
 def _plan_for(
     traced: Traced, arrays: Sequence[Any], cluster: Cluster, options: Options, devices: Sequence[Any] | None
 ) -> _Planned:
-    graph = traced.graph
+    if options.stages == "auto":
+        return _fastest(traced, arrays, cluster, options, devices)
     if options.stages != 1:
-        return _pipeline_for(traced, cluster, options)
+        return _pipeline_for(traced, cluster, options, options.stages)
+    graph = traced.graph
     if options.mesh is not None:
         where = "the cluster " + cluster.name if devices is None else "this machine"
         axes: Mapping[str, int] | None = placing.axes_of(options.mesh, cluster.n_devices, where)
@@ -450,11 +452,29 @@ def _plan_for(
     return _Planned(plan, pieces)
 
 
-def _pipeline_for(traced: Traced, cluster: Cluster, options: Options) -> _Planned:
-    """A pipeline of as many stages as were asked for."""
+def _fastest(
+    traced: Traced, arrays: Sequence[Any], cluster: Cluster, options: Options, devices: Sequence[Any] | None
+) -> _Planned:
+    """One mesh, or the number of stages that is predicted to be faster: powers of two that part the devices alike."""
+    found: list[_Planned] = []
+    reason: AutoshardingError | None = None
+    for stages in (2**k for k in range(cluster.n_devices.bit_length())):
+        one = replace(options, stages=stages)
+        try:
+            found.append(_plan_for(traced, arrays, cluster, one, devices))
+        except (StageError, MicrobatchError, Infeasible) as error:
+            reason = reason or error
+    if not found:
+        assert reason is not None
+        raise reason
+    return min(found, key=lambda p: p.plan.seconds)
+
+
+def _pipeline_for(traced: Traced, cluster: Cluster, options: Options, stages: int) -> _Planned:
+    """A pipeline of so many stages."""
     if options.mesh is not None or options.constraints:
-        raise AutoshardingError(
-            f"The step {traced.graph.name!r} was to run in {options.stages} stages, each on a mesh of its own that is "
+        raise StageError(
+            f"The step {traced.graph.name!r} was to run in {stages} stages, each on a mesh of its own that is "
             "chosen with its plan; a mesh or constraints can be given for one stage only."
         )
 
@@ -468,7 +488,7 @@ def _pipeline_for(traced: Traced, cluster: Cluster, options: Options) -> _Planne
         traced.state,
         cluster,
         planner,
-        stages=options.stages,
+        stages=stages,
         microbatches=options.microbatches,
         schedule=options.schedule,
         chunks=options.chunks,
@@ -493,7 +513,7 @@ def parallelize(
     memory: int | str | None = None,
     method: str = "auto",
     microbatches: Microbatches = "auto",
-    stages: int = 1,
+    stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
     chunks: int = 1,
     constraints: Mapping[str, PartitionSpec] | None = None,
@@ -522,7 +542,8 @@ def parallelize(
         microbatches: into how many pieces the batch is cut, worked through one after another to save memory; the
             optimizer runs once, on the sums. "auto" takes as few as the memory allows, as long as more do not pay.
         stages: into how many stages of a pipeline the step is cut, each on an equal group of the devices in their
-            order. The forward pass is cut where little is sent, all else follows its data; nothing is marked.
+            order. The forward pass is cut where little is sent, all else follows its data; nothing is marked. "auto"
+            takes 1, 2, 4, ..., whichever is predicted to be fastest.
         schedule: of the stages: "gpipe", "1f1b", "1f1b-eager" or "interleaved".
         chunks: pieces for each stage, with "interleaved".
         constraints: path of an argument -> `PartitionSpec`. Paths are written as in `plan.inputs`:
@@ -596,7 +617,7 @@ def plan(
     memory: int | str | None = None,
     method: str = "auto",
     microbatches: Microbatches = "auto",
-    stages: int = 1,
+    stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
     chunks: int = 1,
     constraints: Mapping[str, PartitionSpec] | None = None,

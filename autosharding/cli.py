@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import typer
@@ -20,8 +20,7 @@ from rich.console import Console
 
 from autosharding.api import parallelize
 from autosharding.api import plan as make_plan
-from autosharding.errors import AutoshardingError, MeshMismatch, MicrobatchError, PlanError, StageError
-from autosharding.microbatch import Microbatches
+from autosharding.errors import AutoshardingError, MeshMismatch, PlanError, StageError
 from autosharding.pipeline import RUNNABLE, PipelinePlan, load_plan
 from autosharding.plan import Plan
 from autosharding.plan_html import plan_html
@@ -65,7 +64,9 @@ RematOption = Annotated[bool, typer.Option(help="each block of a zoo model under
 MicrobatchesOption = Annotated[
     str, typer.Option(help="into how many pieces the batch is cut; auto takes as few as the memory allows")
 ]
-StagesOption = Annotated[int, typer.Option(min=1, help="stages of a pipeline, each on an equal group of the devices")]
+StagesOption = Annotated[
+    str, typer.Option(help="stages of a pipeline, each on an equal group of the devices; auto takes the fastest")
+]
 ScheduleOption = Annotated[str, typer.Option(help=f"of the stages: {', '.join(RUNNABLE)}")]
 ChunksOption = Annotated[int, typer.Option(min=1, help="pieces for each stage, with --schedule interleaved")]
 DonateOption = Annotated[bool, typer.Option(help="let new state take the buffers of the old")]
@@ -79,7 +80,7 @@ def plan(
     memory: MemoryOption = None,
     method: MethodOption = "auto",
     microbatches: MicrobatchesOption = "auto",
-    stages: StagesOption = 1,
+    stages: StagesOption = "1",
     schedule: ScheduleOption = "1f1b",
     chunks: ChunksOption = 1,
     batch: BatchOption = None,
@@ -100,8 +101,8 @@ def plan(
             mesh=axes,
             memory=memory,
             method=method,
-            microbatches=_number(microbatches),
-            stages=stages,
+            microbatches=_number("--microbatches", microbatches),
+            stages=_number("--stages", stages),
             schedule=schedule,
             chunks=chunks,
             donate_argnums=tuple(range(len(found.args))) if donate else None,
@@ -157,7 +158,7 @@ def verify(
     memory: MemoryOption = None,
     method: MethodOption = "auto",
     microbatches: MicrobatchesOption = "auto",
-    stages: StagesOption = 1,
+    stages: StagesOption = "1",
     schedule: ScheduleOption = "1f1b",
     chunks: ChunksOption = 1,
     batch: BatchOption = None,
@@ -179,8 +180,8 @@ def verify(
             mesh=axes,
             memory=memory,
             method=method,
-            microbatches=_number(microbatches),
-            stages=stages,
+            microbatches=_number("--microbatches", microbatches),
+            stages=_number("--stages", stages),
             schedule=schedule,
             chunks=chunks,
             plan=given,
@@ -233,17 +234,17 @@ def _pipeline(made: Plan | PipelinePlan, option: str) -> PipelinePlan:
     raise StageError(f"{option} is for pipelines: say --stages 2 or more.")
 
 
-def _number(microbatches: str) -> Microbatches:
-    """What `--microbatches` says.
+def _number(option: str, said: str) -> int | Literal["auto"]:
+    """What an option says.
 
     Raises:
-        MicrobatchError: for something else than a number or "auto".
+        StageError: for something else than a number above 0 or "auto".
     """
-    if microbatches == "auto":
+    if said == "auto":
         return "auto"
-    if microbatches.isdigit():
-        return int(microbatches)
-    raise MicrobatchError(f"--microbatches {microbatches!r} is neither a number nor auto.")
+    if said.isdigit() and int(said):
+        return int(said)
+    raise StageError(f"{option} {said!r} is neither a number above 0 nor auto.")
 
 
 def _axes(text: str | None) -> dict[str, int] | None:

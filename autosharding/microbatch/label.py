@@ -14,7 +14,7 @@ from typing import Literal as Choice
 
 from autosharding.graph import Atom, Graph, Op, Value
 from autosharding.microbatch.constants import aligned_factors, is_zero, scalar_behind
-from autosharding.microbatch.parts import WAITS, Part, part_by, part_of, part_with_ones
+from autosharding.microbatch.parts import WAITS, Part, part_by, part_of, part_of_whole, part_with_ones
 from autosharding.microbatch.states import AFTER, WHOLE, After, Each, Partial, Sliced, State, Whole, cut_of
 from autosharding.rules import Rule
 
@@ -172,7 +172,7 @@ class _Labeller:
             elif place == "after":
                 self._later(op)
             else:
-                self._set(op, "before", (WHOLE,) * len(op.outputs))
+                self._set(op, "before", part_of_whole(op, rule, given, self.microbatches))
         elif inside == "after" or any(isinstance(s, After) for s in given):
             if any(isinstance(s, Sliced) for s in given) and inside != "after":
                 part = self._with_ones(op, rule, given)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from autosharding import _jax
 from autosharding.graph import Atom, Literal, Op, Value
+from autosharding.microbatch.blocks import local_params
 from autosharding.microbatch.label import Labels, Place
 from autosharding.microbatch.slice import joined, slice_of, taken
 from autosharding.microbatch.states import (
@@ -57,6 +58,7 @@ def leaving(labels: Labels) -> tuple[list[Value], list[Value]]:
         if labels.places[op.index] == "after" and not graph.depths[op.index]:
             read.update(a.id for a in op.values)
     given = {v.id for v in graph.inputs}
+    given.update(v.id for op in graph.ops if labels.places[op.index] == "before" for v in op.outputs)
     left = [v for v in graph.values if v.id in read - given]
     terms = [v for v in left if isinstance(labels.states[v.id], Partial | Own) or _is_repeated(labels, v)]
     return terms, [v for v in left if isinstance(labels.states[v.id], Sliced)]
@@ -197,7 +199,8 @@ class Inside(Run):
         """What an op makes of its part."""
         part, rule = self.labels.parts[op.index], self.labels.rules[op.index]
         if part.cut is None or rule is None:
-            return _jax.bind(op.primitive, op.context, _jax.unplaced(op.params), self.operands(op))
+            params = local_params(op, part.reads[0], self.labels.microbatches) if part.reads else op.params
+            return _jax.bind(op.primitive, op.context, _jax.unplaced(params), self.operands(op))
         made = slice_of(op, rule, part.cut, part.reads, part.results, self.labels.microbatches, self.at)
         return made.compute(*self.operands(op))
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autosharding.graph import Op
+from autosharding.microbatch.blocks import in_blocks
 from autosharding.microbatch.slice import runs_in_pieces, slice_of
 from autosharding.microbatch.states import (
     OWN,
@@ -34,7 +35,7 @@ class Part:
     """An op inside the loop.
 
     Attributes:
-        cut: the factor cut; None where it runs on terms, or on what is the same each time.
+        cut: the factor cut; None where it runs on terms, on whole blocks, or on what is the same each time.
         reads: what each operand is as it is read: a whole array read as `Sliced` is cut there, one read as `Partial`
             counts in the first microbatch alone; a term read as anything but `Partial` stands for the statistic of the
             microbatch's own examples, and such a statistic read as `Partial` for a term.
@@ -78,10 +79,12 @@ def part_of(
         return NEEDS_ALL
     cuts = {cut_of(s, rule.operands[i], rule.sizes, microbatches) for i, s in sliced.items()}
     cut = _one(cuts, twins)
-    if cut is None:
-        return NEEDS_ALL if None in cuts else "pairs each example with the others"
-    part = part_by(op, rule, cut, given, microbatches)
-    return part if isinstance(part, str) else _with_factors(rule, given, part, zeros)
+    coupled = NEEDS_ALL if None in cuts else "pairs each example with the others"
+    part = coupled if cut is None else part_by(op, rule, cut, given, microbatches)
+    if isinstance(part, Part):
+        return _with_factors(rule, given, part, zeros)
+    blocks = in_blocks(op, given, microbatches)
+    return part if blocks is None else Part(None, *blocks)
 
 
 def _one(cuts: set[Cut | None], twins: Mapping[str, str]) -> Cut | None:
@@ -116,6 +119,18 @@ def part_by(op: Op, rule: Rule, cut: Cut, given: Sequence[State], microbatches: 
     if not runs_in_pieces(slice_of(op, rule, cut, part.reads, part.results, microbatches, 0)):
         return NEEDS_ALL
     return part
+
+
+def part_of_whole(op: Op, rule: Rule, given: Sequence[State], microbatches: int) -> tuple[State, ...]:
+    """What an op that runs on the whole batch before the loop makes: the loop takes its parts along the same dim."""
+    for i, s in enumerate(given):
+        if isinstance(s, Sliced):
+            cut = cut_of(s, rule.operands[i], rule.sizes, microbatches)
+            by_rule = [cut and sliced_by(cut, dims, rule.sizes) for dims in rule.results]
+            like = op.inputs[i]
+            alike = [v.rank == like.rank and v.shape[s.dim] == like.shape[s.dim] for v in op.outputs]
+            return tuple(r or (s if ok else WHOLE) for r, ok in zip(by_rule, alike, strict=True))
+    return (WHOLE,) * len(op.outputs)
 
 
 def part_with_ones(

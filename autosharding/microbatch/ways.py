@@ -116,9 +116,10 @@ def work_of(labels: Labels, index: int) -> float:
 
 
 def _cone(labels: Labels, blocked: Blocked) -> frozenset[int]:
-    """The ops on the batch that make what an op waits for; nothing where it waits for nothing."""
+    """The ops on the batch that make what an op waits for; itself too where it waits for nothing (a permutation)."""
     graph = labels.graph
-    todo = [blocked.waits_for] if blocked.waits_for is not None else []
+    own = [v.id for v in graph.ops[blocked.op].outputs]
+    todo = own if blocked.waits_for is None else [blocked.waits_for]
     found: set[int] = set()
     while todo:
         op = graph.producer[todo.pop()]

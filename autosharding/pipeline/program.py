@@ -56,6 +56,8 @@ def plan_pipeline(
         MicrobatchError: where the batch cannot be cut.
         Infeasible: where it does not fit.
     """
+    if stages < 1:
+        raise StageError(f"{stages} stages were asked for; a pipeline has at least one.")
     try:
         of_stage = planner(cluster.part(stages))
     except ClusterError as error:

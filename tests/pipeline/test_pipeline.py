@@ -196,6 +196,7 @@ def test_the_public_face(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"stages": 0}, "at least one"),
         ({"stages": 3}, "Numbers that do: 1, 2, 4, 8"),
         ({"stages": 2, "microbatches": 3}, "nearest number that does is 2"),
         ({"stages": 2, "schedule": "zero"}, "The schedules are gpipe, 1f1b"),
@@ -207,6 +208,12 @@ def test_the_public_face(tmp_path):
 def test_what_cannot_be(options, says):
     with pytest.raises(asd.AutoshardingError, match=says):
         asd.parallelize(sgd(sum_loss), **options).plan(*arrays())
+
+
+def test_the_fastest_number_of_stages():
+    plan = asd.plan(sgd(untied), *arrays(), cluster="cpu:4", stages="auto")
+    others = [asd.plan(sgd(untied), *arrays(), cluster="cpu:4", stages=n).seconds for n in (1, 2)]
+    assert plan.seconds <= min(others)
 
 
 def test_more_stages_than_layers():
