@@ -544,7 +544,7 @@ def parallelize(
         stages: into how many stages of a pipeline the step is cut, each on an equal group of the devices in their
             order. The forward pass is cut where little is sent, all else follows its data; nothing is marked. "auto"
             takes 1, 2, 4, ..., whichever is predicted to be fastest.
-        schedule: of the stages: "gpipe", "1f1b", "1f1b-eager" or "interleaved".
+        schedule: of the stages: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
         chunks: pieces for each stage, with "interleaved".
         constraints: path of an argument -> `PartitionSpec`. Paths are written as in `plan.inputs`:
             "[0].params['w']", or with the argument's name, "state.params['w']"; also the start of paths, or a pattern

@@ -79,7 +79,7 @@ class Pipeline:
         limit, held = budget, 0
         for _ in range(ATTEMPTS):
             plan = planner(piece.graph, piece.state, limit)
-            held = plan.memory.peak + (in_flight - 1) * Parts(piece, plan, self.assignment.rounds).kept_bytes
+            held = plan.memory.peak + (in_flight - 1) * self._parts(piece, plan).kept_bytes
             if held <= budget:
                 return plan
             limit -= held - budget
@@ -93,8 +93,10 @@ class Pipeline:
 
     def parts(self, plans: Sequence[Plan]) -> list[Parts]:
         """What runs when in each piece."""
-        rounds = self.assignment.rounds
-        return [Parts(piece, plan, rounds) for piece, plan in zip(self.pieces, plans, strict=True)]
+        return [self._parts(piece, plan) for piece, plan in zip(self.pieces, plans, strict=True)]
+
+    def _parts(self, piece: Piece, plan: Plan) -> Parts:
+        return Parts(piece, plan, self.assignment.rounds, splits_backward=self.schedule.splits_backward)
 
     def runner(self, plan: PipelinePlan, stages: Sequence[Sequence[Any]], channel: Channel | None = None) -> Runner:
         """The pipeline on devices.

@@ -21,8 +21,12 @@ from stage_dp import Price
 Key = tuple[int, int]
 """(value id, copy or `AS_MADE`)."""
 
-BEFORE, FORWARD, BACKWARD, AFTER = range(4)
-"""The parts of a piece in the order they run; round r after the loop is `AFTER + r`."""
+BEFORE, FORWARD, BACKWARD, WEIGHT, AFTER = range(5)
+"""The parts of a piece in the order they run; round r after the loop is `AFTER + r`.
+
+Where a schedule splits the backward pass, BACKWARD makes what is sent on and WEIGHT all else; elsewhere there is no
+WEIGHT.
+"""
 
 GIVEN = -1
 """What no part makes: inputs, and what the loop's borders make."""
@@ -63,10 +67,11 @@ class Parts:
         piece: the piece.
         plan: its plan.
         rounds: id of each value sent after the loop -> the round in which it is made.
+        splits_backward: whether weight gradients are a part of their own.
     """
 
-    def __init__(self, piece: Piece, plan: Plan, rounds: Mapping[int, int]) -> None:
-        self.piece, self.graph, self.plan = piece, piece.graph, plan
+    def __init__(self, piece: Piece, plan: Plan, rounds: Mapping[int, int], *, splits_backward: bool = False) -> None:
+        self.piece, self.graph, self.plan, self.splits_backward = piece, piece.graph, plan, splits_backward
         self.opening = _main_loop(piece.graph)
         self.closing = piece.graph.borders[self.opening][-1]
         self.lanes = self._lanes()
@@ -111,6 +116,7 @@ class Parts:
         return Price(
             forward=seconds[FORWARD] / microbatches,
             backward=seconds[BACKWARD] / microbatches,
+            weight=seconds[WEIGHT] / microbatches,
             before=seconds[BEFORE],
             after=sum(seconds[AFTER:]),
             state_bytes=state,
@@ -120,10 +126,10 @@ class Parts:
 
     @cached_property
     def kept_bytes(self) -> int:
-        """Bytes per device that a microbatch holds from its forward to its backward part."""
-        back = self.flows.get(BACKWARD)
-        keys = [k for k in back.takes if self.home(k) == FORWARD] if back is not None else []
-        keys += [lane.inside for lane in self.lanes if lane.kind == "received" and lane.inside]
+        """Bytes per device that a microbatch holds from its forward part on."""
+        later = [self.flows[part] for part in (BACKWARD, WEIGHT) if part in self.flows]
+        keys = {k for flow in later for k in flow.takes if self.home(k) == FORWARD}
+        keys |= {lane.inside for lane in self.lanes if lane.kind == "received" and lane.inside}
         return sum(self.bytes(k) for k in keys)
 
     def bytes(self, key: Key) -> int:
@@ -164,6 +170,22 @@ class Parts:
                 late.update((v.id, at) for op in ops for v in op.outputs)
                 part = AFTER + at
             found.update((op.index, part) for op in ops)
+        if self.splits_backward:
+            found.update(dict.fromkeys(self._not_sent_on(found), WEIGHT))
+        return found
+
+    def _not_sent_on(self, parts: Mapping[int, int]) -> list[int]:
+        """Ops of the backward pass in the loop on which nothing hangs that is sent."""
+        wanted = {lane.leaves[0] for lane in self.lanes if lane.kind == "sent" and lane.leaves}
+        found = []
+        for first, last in reversed(_spans(self.graph, self.opening)):
+            ops = self.graph.ops[first : last + 1]
+            if parts[first] != BACKWARD:
+                continue
+            if any(v.id in wanted for op in ops for v in op.outputs):
+                wanted.update(v.id for op in ops for v in op.values)
+            else:
+                found += [op.index for op in ops]
         return found
 
     def _ops_of(self, part: int) -> list[Op]:

@@ -22,7 +22,7 @@ from stage_dp.text import show_bytes, show_seconds
 FORMAT = "autosharding-pipeline"
 VERSION = 1
 
-RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved")
+RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved", "zero-bubble")
 """The schedules that can be run."""
 
 WIDTH = 100

@@ -46,7 +46,7 @@ def plan_pipeline(
         planner: plans pieces on the devices of a stage, given those.
         stages: how many.
         microbatches: how many, or "auto".
-        schedule: "gpipe", "1f1b", "1f1b-eager" or "interleaved".
+        schedule: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
         chunks: pieces for each stage.
         memory: bytes that a device may hold.
         tell: called with a line of text at each number tried.

@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from autosharding import placing
 from autosharding.graph import Graph, Literal
 from autosharding.pipeline.channel import Channel
-from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, Key
+from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, WEIGHT, Key
 from autosharding.pipeline.programs import Programs
 from autosharding.plan import AS_MADE
 from stage_dp import Kind, Schedule
 
-_PARTS = {Kind.FORWARD: FORWARD, Kind.BACKWARD: BACKWARD}
+_PARTS = {Kind.FORWARD: FORWARD, Kind.BACKWARD: BACKWARD, Kind.WEIGHT: WEIGHT}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _recipe(programs: Programs, part: int) -> Recipe:
     for lane in parts.lanes:
         if lane.kind == "received" and lane.inside and lane.port is not None:
             port = ports.inputs[lane.port]
-            if port.backward == (part == BACKWARD):
+            if part == (BACKWARD if port.backward else FORWARD):
                 receives.append((lane.inside, port.of, programs.received_sharding(lane)))
         elif lane.kind == "counter" and lane.inside:
             counters.append(lane.inside)
@@ -79,6 +79,7 @@ class Runner:
         self, graph: Graph, pieces: Sequence[Programs], schedule: Schedule, rounds: Mapping[int, int], channel: Channel
     ) -> None:
         self.graph, self.pieces, self.schedule, self.rounds, self.channel = graph, pieces, schedule, rounds, channel
+        self.last = _PARTS[schedule.last_kind]
 
     @cached_property
     def tasks(self) -> tuple[tuple[int, int, int], ...]:
@@ -90,7 +91,7 @@ class Runner:
     def recipes(self) -> Mapping[tuple[int, int], Recipe]:
         """(piece, part) -> what its tasks do."""
         pieces = enumerate(self.pieces)
-        return {(p, part): _recipe(programs, part) for p, programs in pieces for part in (FORWARD, BACKWARD)}
+        return {(p, part): _recipe(programs, part) for p, programs in pieces for part in _PARTS.values()}
 
     @cached_property
     def receivers(self) -> Mapping[int, int]:
@@ -155,7 +156,7 @@ class StepRun:
         held.run_one(part, recipe, own)
         for key, value in recipe.sends:
             self.sent[value, microbatch] = [own[key]] * runner.receivers[value]
-        if part == BACKWARD:
+        if part == runner.last:
             held.drop(microbatch)
 
     def _hand_on(self, done: int) -> None:

@@ -133,11 +133,13 @@ CASES = [
     ("one microbatch", sgd(deep), F1B(4, 1)),
     ("gpipe", sgd(deep), stage_dp.gpipe(4, 8)),
     ("eager", sgd(deep), stage_dp.eager_one_f_one_b(2, 4)),
+    ("zero-bubble", sgd(deep), stage_dp.zero_bubble(4, 4)),
+    ("zero-bubble, clipped", clipped(untied), stage_dp.zero_bubble(2, 4)),
     ("interleaved", clipped(deep), stage_dp.interleaved(2, 4, 2)),
 ]
 
 
-QUICK = {"tied, a sum loss", "interleaved"}
+QUICK = {"tied, a sum loss", "interleaved", "zero-bubble, clipped"}
 
 
 @pytest.mark.parametrize(
