@@ -50,7 +50,8 @@ microbatches on one CPU device, beside the step on the whole batch.
 - share in the loop: of the floating-point operations on the batch in the forward and backward pass.
 - results, gradients differ: of what the step returns besides its state, and of the gradients that the update reads;
   of each array the largest difference over its largest element, and of these the largest. Gradients, not new
-  parameters: where a gradient is zero but for rounding, Adam makes a whole step of it.
+  parameters: where a gradient is zero but for rounding, Adam makes a whole step of it. loss_scaling computes in half
+  precision, where rounding is of 1e-3; all others in single precision.
 - zero gradients: those whose largest element is below 1e-6 of the largest of all (the bias of an attention's keys), and
   the largest difference in them, over the largest of all. They are not counted in the column before.
 - refused: the first op that has to see the whole batch.
@@ -104,7 +105,7 @@ def target_of(name: str) -> Target:
 def case_of(name: str) -> Case:
     """A model's step, captured."""
     target = target_of(name)
-    arrays, structure, _ = take_apart(target.make(), {})
+    arrays, structure, _ = take_apart(target.make(), {}, scalars_fixed=True)
     traced = trace(target.step, structure, [shape_of(x) for x in arrays], name, ())
     found = gradients(traced.graph)
     names = tuple(f"gradient {v.name}" for v in found)

@@ -128,3 +128,28 @@ def whitened_inputs(p, tokens):
     x = (x - x.mean(0)) / (x.std(0) + 1e-3)
     h = p["emb"][tokens[:, 1:]] * x[:, :1, None]
     return jnp.mean(jnp.square(block(p, h)))
+
+
+def permuted_inputs(p, tokens):
+    order = jax.random.permutation(jax.random.key(0), B)
+    return jnp.mean(jnp.square(block(p, p["emb"][tokens[order, 1:]])))
+
+
+def views(p, tokens):
+    h = p["emb"][tokens]
+    return jnp.tanh(jnp.concatenate([h, h[:, ::-1]]) @ p["w1"]) @ p["w2"]
+
+
+def two_views(p, tokens):
+    h = views(p, tokens)
+    return jnp.mean(jnp.square(h[:B] - h[B:] + 1.0))
+
+
+def split_views(p, tokens):
+    one, other = jnp.split(views(p, tokens), 2)
+    return jnp.mean(jnp.square(one - other + 1.0))
+
+
+def two_halves(p, tokens):
+    h = p["emb"][tokens] @ p["w1"]
+    return jnp.mean(jnp.square(h[: B // 2])) + jnp.sum(jnp.square(h[B // 2 :]))
