@@ -199,3 +199,35 @@ def test_wrong_device_files(tmp_path, text, message):
 def test_device_file_that_is_no_table(tmp_path):
     with pytest.raises(ClusterError, match="one table of keys, not a list"):
         Cluster.parse(write(tmp_path, "[1, 2]", "mine.json"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "parts", "shape"),
+    [
+        ("h100:8x8", 1, (8, 8)),
+        ("h100:8x8", 4, (2, 8)),
+        ("h100:8x8", 8, (1, 8)),
+        ("h100:8x8", 16, (1, 4)),
+        ("h100:8x8", 64, (1, 1)),
+        ("cpu:8", 2, (1, 4)),
+        ("tpu-v5p:4x4x4", 2, (2, 4, 4)),
+    ],
+)
+def test_equal_parts_for_the_stages_of_a_pipeline(cluster, parts, shape):
+    part = Cluster.parse(cluster).part(parts)
+    assert part.shape == shape
+    assert part.n_devices * parts == Cluster.parse(cluster).n_devices
+
+
+@pytest.mark.parametrize(("cluster", "parts"), [("h100:8x8", 3), ("h100:3x8", 2), ("tpu-v5p:4x4x4", 3)])
+def test_parts_that_would_not_lie_alike(cluster, parts):
+    with pytest.raises(ClusterError, match="Numbers that do"):
+        Cluster.parse(cluster).part(parts)
+
+
+def test_the_wire_between_parts():
+    cluster = Cluster.parse("h100:2x8")
+    inside, between = cluster.link_between(4, 0), cluster.link_between(4, 1)
+    assert inside == cluster.wiring.fast
+    assert between == cluster.wiring.slow
+    assert cluster.link_between(2, 0) == cluster.wiring.slow
