@@ -61,7 +61,8 @@ MEMORY_TEXT = """
 ## Memory
 
 The GPT example, by XLA's own account: arguments, outputs and temporaries, less what is aliased, on one device. Beside
-it the same step on a batch of one piece, and one gradient: the bytes of the parameters that a device holds.
+it the same step on a batch of one piece, and one gradient: the bytes of the parameters that a device holds in the step
+in microbatches. Each is planned for itself; on eight devices the step on one piece may hold less of the parameters.
 
 """
 
