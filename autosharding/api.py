@@ -302,7 +302,11 @@ class Step:
             call.insert(i, made[i])
         program, leaves, _ = self._prepared(tuple(call), dict(keyword))
         where = {id(x): s for x, s in zip(leaves, program.shardings, strict=True)}
-        out = jax.jit(flat, out_shardings=[where[id(s)] for s in shapes])(*arrays)
+        wanted = [where[id(s)] for s in shapes]
+        if isinstance(program, PipelineProgram):  # on several stages: no one program makes it all
+            out = [placing.placed(x, s) for x, s in zip(jax.jit(flat)(*arrays), wanted, strict=True)]
+        else:
+            out = jax.jit(flat, out_shardings=wanted)(*arrays)
         return box[-1].build(out, ())
 
     def program(self, *args: Any, **kwargs: Any) -> Program | PipelineProgram:

@@ -191,6 +191,10 @@ def test_the_public_face(tmp_path):
         np.testing.assert_allclose([two, three], [one] * 2, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), p, q)
     assert {len(x.sharding.device_set) for x in jax.tree.leaves(q)} == {4}
+    born = step.init(lambda: jax.tree.map(jnp.asarray, arrays()[0]), rest=(tokens,))
+    laid = [x.sharding for x in jax.tree.leaves(born)]
+    assert laid == jax.tree.leaves(step.shardings(p, tokens)[0])
+    assert np.isfinite(step(born, tokens)[1])
     plain_again = step(p, tokens[:4])[1]  # other shapes are planned anew
     np.testing.assert_allclose(plain_again, plain(p, tokens[:4])[1], rtol=1e-5)
 
