@@ -43,6 +43,7 @@ class Options:
     memory: int | None = None
     method: str = "auto"
     microbatches: Microbatches = "auto"
+    microbatch_semantics: str = "whole"
     stages: int | Literal["auto"] = 1
     schedule: str = "1f1b"
     chunks: int = 1
@@ -404,12 +405,14 @@ def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planne
     """The plan the user brought, or a new one for the devices at hand."""
     devices = _devices(options)
     if isinstance(options.plan, PipelinePlan):
-        pipeline = pipelined(traced.graph, traced.state, options.plan.schedule)
+        own = options.plan.independent
+        pipeline = pipelined(traced.graph, traced.state, options.plan.schedule, independent=own)
         pipeline.check(options.plan)
         return _Planned(options.plan, pipeline)
     if options.plan is not None:
         given = options.mesh if isinstance(options.mesh, Mesh) else None
-        graph = microbatched(traced.graph, traced.state, options.plan.microbatches)
+        own = options.plan.independent
+        graph = microbatched(traced.graph, traced.state, options.plan.microbatches, independent=own)
         check(graph, options.plan, placing.mesh_over(options.plan.mesh, devices, given))
         return _Planned(options.plan, graph)
     cluster = options.cluster or placing.cluster_of(devices)
@@ -452,6 +455,7 @@ def _plan_for(
             progress=options.progress,
         ),
         options.progress or (lambda _: None),
+        independent=options.microbatch_semantics == "independent",
     )
     return _Planned(plan, pieces)
 
@@ -497,6 +501,7 @@ def _pipeline_for(traced: Traced, cluster: Cluster, options: Options, stages: in
         schedule=options.schedule,
         chunks=options.chunks,
         memory=options.memory,
+        independent=options.microbatch_semantics == "independent",
         tell=options.progress or (lambda _: None),
     )
     return _Planned(plan, pipeline)
@@ -517,6 +522,7 @@ def parallelize(
     memory: int | str | None = None,
     method: str = "auto",
     microbatches: Microbatches = "auto",
+    microbatch_semantics: str = "whole",
     stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
     chunks: int = 1,
@@ -545,6 +551,9 @@ def parallelize(
         method: "auto", or a plan people write by hand: "data", "fsdp", "zero1", "zero2", "megatron".
         microbatches: into how many pieces the batch is cut, worked through one after another to save memory; the
             optimizer runs once, on the sums. "auto" takes as few as the memory allows, as long as more do not pay.
+        microbatch_semantics: "whole": the numbers are those of the whole batch, and what couples its examples is
+            refused. "independent": each microbatch takes the statistics of its own examples, as a batch norm on one
+            device would.
         stages: into how many stages of a pipeline the step is cut, each on an equal group of the devices in their
             order. The forward pass is cut where little is sent, all else follows its data; nothing is marked. "auto"
             takes 1, 2, 4, ..., whichever is predicted to be fastest.
@@ -573,6 +582,7 @@ def parallelize(
             memory=memory,
             method=method,
             microbatches=microbatches,
+            microbatch_semantics=microbatch_semantics,
             stages=stages,
             schedule=schedule,
             chunks=chunks,
@@ -587,6 +597,8 @@ def parallelize(
         )
     if method not in METHODS:
         raise AutoshardingError(f"There is no method {method!r}. The methods are {', '.join(METHODS)}.")
+    if microbatch_semantics not in ("whole", "independent"):
+        raise MicrobatchError(f"microbatch_semantics={microbatch_semantics!r} is neither 'whole' nor 'independent'.")
     names = _parameters(fn)
     positions, keywords = _both(names, static_argnums, static_argnames)
     donated, donated_names = _both(names, donate_argnums or () if donate_argnums != 0 else 0, donate_argnames or ())
@@ -598,6 +610,7 @@ def parallelize(
             memory=placing.bytes_of(memory),
             method=method,
             microbatches=microbatches,
+            microbatch_semantics=microbatch_semantics,
             stages=stages,
             schedule=schedule,
             chunks=chunks,
@@ -621,6 +634,7 @@ def plan(
     memory: int | str | None = None,
     method: str = "auto",
     microbatches: Microbatches = "auto",
+    microbatch_semantics: str = "whole",
     stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
     chunks: int = 1,
@@ -640,6 +654,7 @@ def plan(
         memory: bytes a device may hold, "70GiB"; the device's own less a reserve by default.
         method: as for `parallelize`.
         microbatches: as for `parallelize`.
+        microbatch_semantics: as for `parallelize`.
         stages: as for `parallelize`.
         schedule: as for `parallelize`.
         chunks: as for `parallelize`.
@@ -655,6 +670,7 @@ def plan(
         memory=memory,
         method=method,
         microbatches=microbatches,
+        microbatch_semantics=microbatch_semantics,
         stages=stages,
         schedule=schedule,
         chunks=chunks,

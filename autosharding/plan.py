@@ -250,6 +250,7 @@ class Plan:
         alternatives: meshes tried besides this one.
         notes: remarks for the reader (a constraint that was a hint only, a factor that does not divide).
         microbatches: into how many pieces the batch was cut; the steps are those of the program that runs them in turn.
+        independent: whether each of them takes the statistics of its own examples for those of the batch.
     """
 
     name: str
@@ -267,6 +268,7 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
     microbatches: int = 1
+    independent: bool = False
 
     @property
     def mesh(self) -> Mapping[str, int]:

@@ -50,7 +50,8 @@ def _facts(plan: Plan) -> Table:
         at += f" ({', '.join(filter(None, (step.op, step.source)))})"
     budget = "no limit set" if memory.budget is None else f"of {show_bytes(memory.budget)}"
     proved = "proved optimal" if plan.gap == 0 else f"gap {share(plan.gap)}"
-    pieces = [("microbatches", str(plan.microbatches))] if plan.microbatches > 1 else []
+    own = ", each with its own statistics" if plan.independent else ""
+    pieces = [("microbatches", f"{plan.microbatches}{own}")] if plan.microbatches > 1 else []
     rows = [
         ("method", plan.method),
         ("mesh", f"{mesh_text(plan)}: {plan.topology.n_devices} x {plan.topology.device.name}"),

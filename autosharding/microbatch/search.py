@@ -27,6 +27,8 @@ def planned(
     microbatches: Microbatches,
     plan: Callable[[Graph], Plan],
     tell: Callable[[str], None],
+    *,
+    independent: bool = False,
 ) -> tuple[Graph, Plan]:
     """(the graph that runs, its plan).
 
@@ -39,13 +41,14 @@ def planned(
         microbatches: how many, or "auto".
         plan: plans a graph; raises `Infeasible`.
         tell: called with a line of text at each number tried.
+        independent: whether a microbatch may take the statistics of its own examples for those of the batch.
 
     Raises:
         Infeasible: where no number fits.
         MicrobatchError: where the number asked for cannot be had.
     """
     if microbatches != "auto":
-        return _attempt(graph, state, microbatches, plan)
+        return _attempt(graph, state, microbatches, plan, independent)
     best: tuple[Graph, Plan] | None = None
     reason: Infeasible | None = None
     no_better = 0
@@ -53,7 +56,7 @@ def planned(
         if m > 1:
             tell(f"the memory limit costs time: trying {m} microbatches")
         try:
-            found = _attempt(graph, state, m, plan)
+            found = _attempt(graph, state, m, plan, independent)
         except Infeasible as error:
             reason = reason or error
             continue
@@ -74,10 +77,12 @@ def planned(
 
 
 def _attempt(
-    graph: Graph, state: Mapping[int, int], microbatches: int, plan: Callable[[Graph], Plan]
+    graph: Graph, state: Mapping[int, int], microbatches: int, plan: Callable[[Graph], Plan], independent: bool
 ) -> tuple[Graph, Plan]:
-    pieces = microbatched(graph, state, microbatches) if microbatches != 1 else graph
-    return pieces, replace(plan(pieces), microbatches=microbatches)
+    if microbatches == 1:
+        return graph, plan(graph)
+    pieces = microbatched(graph, state, microbatches, independent=independent)
+    return pieces, replace(plan(pieces), microbatches=microbatches, independent=independent)
 
 
 def _numbers(graph: Graph, state: Mapping[int, int]) -> list[int]:

@@ -142,5 +142,6 @@ def _refused(graph: Graph, labels: Labels, microbatches: int, inside: float) -> 
     return (
         f"The step {graph.name!r} cannot run in {microbatches} microbatches: {what}, while the batch is still being "
         f"worked through; {1 - inside:.0%} of the work on the batch would run unsplit. Use an operation on each "
-        "example by itself there (a layer norm for a batch norm), or microbatches=1."
+        "example by itself there (a layer norm for a batch norm), microbatches=1, or "
+        "microbatch_semantics='independent', with which each microbatch has statistics of its own."
     )

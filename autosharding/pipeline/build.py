@@ -38,12 +38,14 @@ class Pipeline:
         schedule: which task runs when, and on which stage.
         assignment: what each piece does.
         pieces: the pieces.
+        independent: whether a microbatch takes the statistics of its own examples for those of the batch.
     """
 
     graph: Graph
     schedule: Schedule
     assignment: Assignment
     pieces: tuple[Piece, ...]
+    independent: bool = False
 
     def plan(self, cluster: Cluster, planner: Planner, memory: int | None) -> PipelinePlan:
         """Plan every piece, so that what a stage holds in all fits its devices.
@@ -72,7 +74,8 @@ class Pipeline:
             )
             for link, a, b in zip(links, parts, parts[1:], strict=False)
         )
-        return PipelinePlan(self.graph.name, self.graph.fingerprint, self.schedule, tuple(plans), prices, transfers)
+        name, mark = self.graph.name, self.graph.fingerprint
+        return PipelinePlan(name, mark, self.schedule, tuple(plans), prices, transfers, self.independent)
 
     def _planned(self, piece: Piece, planner: Planner, budget: int, in_flight: int) -> Plan:
         """Plan a piece for what the microbatches in flight leave: all but one are held besides what its plan sees."""
@@ -128,20 +131,22 @@ class Pipeline:
             )
 
 
-def pipelined(graph: Graph, state: Mapping[int, int], schedule: Schedule) -> Pipeline:
+def pipelined(graph: Graph, state: Mapping[int, int], schedule: Schedule, *, independent: bool = False) -> Pipeline:
     """Cut a step into the pieces of a schedule.
 
     Args:
         graph: the step on the full batch.
         state: result index -> index of the input whose new state it is.
         schedule: stages, microbatches and the order of the tasks.
+        independent: whether a microbatch may take the statistics of its own examples for those of the batch.
 
     Raises:
         MicrobatchError: where the batch cannot be cut.
         StageError: where the program cannot be cut.
     """
     microbatches = schedule.n_microbatches
-    labels = best_labels(graph, state, examples_of(graph, state, microbatches), microbatches)
+    examples = examples_of(graph, state, microbatches)
+    labels = best_labels(graph, state, examples, microbatches, independent=independent)
     assignment = assign(labels, schedule.n_pieces, state)
     pieces = tuple(piece_of(assignment, p, state) for p in range(schedule.n_pieces))
-    return Pipeline(graph, schedule, assignment, pieces)
+    return Pipeline(graph, schedule, assignment, pieces, independent)

@@ -40,6 +40,7 @@ class PipelinePlan:
         plans: of each piece, in program order; piece `chunk * n_stages + stage` runs on `stage`.
         prices: of each piece.
         transfers: (forward, backward) seconds per microbatch from each piece to the next.
+        independent: whether each microbatch takes the statistics of its own examples for those of the batch.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PipelinePlan:
     plans: tuple[Plan, ...]
     prices: tuple[Price, ...]
     transfers: tuple[tuple[float, float], ...]
+    independent: bool = False
 
     @property
     def microbatches(self) -> int:
@@ -92,6 +94,7 @@ class PipelinePlan:
             "plans": [to_json(p) for p in self.plans],
             "prices": [asdict(p) for p in self.prices],
             "transfers": [list(t) for t in self.transfers],
+            "independent": self.independent,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -162,6 +165,7 @@ def pipeline_from_json(data: Mapping[str, Any]) -> PipelinePlan:
             tuple(from_json(p) for p in data["plans"]),
             tuple(Price(**{k: v for k, v in p.items() if k in known}) for p in data["prices"]),
             tuple((float(a), float(b)) for a, b in data["transfers"]),
+            bool(data["independent"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"The file says it is a pipeline's plan, and cannot be read: {error!r}.") from error

@@ -35,6 +35,7 @@ def plan_pipeline(
     schedule: str,
     chunks: int,
     memory: int | None,
+    independent: bool,
     tell: Callable[[str], None],
 ) -> tuple[Pipeline, PipelinePlan]:
     """The fastest pipeline of so many stages, by its simulated step.
@@ -49,6 +50,7 @@ def plan_pipeline(
         schedule: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
         chunks: pieces for each stage.
         memory: bytes that a device may hold.
+        independent: whether a microbatch may take the statistics of its own examples for those of the batch.
         tell: called with a line of text at each number tried.
 
     Raises:
@@ -65,7 +67,7 @@ def plan_pipeline(
     best: tuple[Pipeline, PipelinePlan] | None = None
     for m in _numbers(graph, state, stages) if microbatches == "auto" else [microbatches]:
         tell(f"planning {stages} stages and {m} microbatches")
-        pipeline = pipelined(graph, state, schedule_of(schedule, stages, m, chunks))
+        pipeline = pipelined(graph, state, schedule_of(schedule, stages, m, chunks), independent=independent)
         plan = pipeline.plan(cluster, of_stage, memory)
         if best is None or plan.seconds < best[1].seconds:
             best = pipeline, plan

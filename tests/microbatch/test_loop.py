@@ -253,6 +253,21 @@ def test_each_microbatch_with_its_own_statistics(normalise):
         np.testing.assert_allclose(y, x, rtol=0, atol=3e-6 * np.max(np.abs(x), initial=1e-6))
 
 
+def test_statistics_of_each_microbatch_on_request():
+    def step(p, tokens):
+        value, grads = jax.value_and_grad(batch_norm)(p, tokens)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, p, grads), value
+
+    with pytest.raises(asd.MicrobatchError, match="microbatch_semantics"):
+        asd.plan(step, *arrays(), cluster="cpu:1", microbatches=4)
+    options = {"cluster": "cpu:1", "microbatches": 4, "microbatch_semantics": "independent"}
+    plan = asd.plan(step, *arrays(), **options)
+    assert plan.independent
+    assert "4, each with its own statistics" in str(plan)
+    with pytest.raises(asd.MicrobatchError, match="neither 'whole' nor"):
+        asd.plan(step, *arrays(), cluster="cpu:1", microbatch_semantics="each")
+
+
 def test_a_number_that_does_not_divide():
     graph = captured(mean_loss, arrays())
     with pytest.raises(asd.MicrobatchError, match="nearest number that does is 2"):
