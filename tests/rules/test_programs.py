@@ -197,7 +197,7 @@ def random_plan(graph: Graph, mesh: Mapping[str, int], seed: int) -> Plan:
     memory = Memory(None, 0, 0, 0, (), ())
     inputs = decoder.inputs(["batch"] * len(graph.inputs))
     copies, left = tuple(decoder.copies), decoder.unresolved()
-    return Plan("random", graph.fingerprint, "auto", prices, inputs, steps, copies, outputs, memory, 0.0, left)
+    return Plan("random", graph.fingerprint, "auto", prices, inputs, steps, copies, outputs, memory, 0.0, 0.0, left)
 
 
 def check(program: Program, mesh: Mapping[str, int], seed: int) -> None:
