@@ -50,9 +50,9 @@ def microbatched(graph: Graph, state: Mapping[int, int], microbatches: int, *, i
     Raises:
         MicrobatchError: saying which op has to see the whole batch, where it stands, and what to do.
     """
-    examples = examples_of(graph, state, microbatches)
     if microbatches == 1:
         return graph
+    examples = examples_of(graph, state, microbatches)
     labels = best_labels(graph, state, examples, microbatches, independent=independent)
     return _traced(graph, labels)
 

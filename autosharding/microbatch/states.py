@@ -7,8 +7,9 @@ of `inner`. What is cut is a digit of the positions; merging and splitting dims 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from autosharding.rules import Rule
 from autosharding.rules.notation import Dims
@@ -158,15 +159,9 @@ def sliced_by(cut: Cut, dims: Dims, sizes: Mapping[str, int]) -> Sliced | None:
     for d, factors in enumerate(dims):
         if name := next((f for f in cut.names if f in factors), None):
             at = factors.index(name)
-            return Sliced(d, _product(factors[:at], sizes) * cut.outer, cut.inner * _product(factors[at + 1 :], sizes))
+            before, after = (prod(sizes[f] for f in side) for side in (factors[:at], factors[at + 1 :]))
+            return Sliced(d, before * cut.outer, cut.inner * after)
     return None
-
-
-def _product(factors: Sequence[str], sizes: Mapping[str, int]) -> int:
-    n = 1
-    for f in factors:
-        n *= sizes[f]
-    return n
 
 
 def is_uncuttable(rule: Rule, cut: Cut, microbatches: int) -> bool:

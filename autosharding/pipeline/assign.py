@@ -84,7 +84,6 @@ class _Assigner:
         states = {graph.inputs[i].id for i in state.values()}
         self.roots = self._roots(states)
         self.light = self._light()
-        self.read_sets = [set(u.reads) for u in self.units]
         self.piece: dict[int, int] = {}  # unit -> piece
         self.late: set[int] = set()  # units that were in the loop and wait now
 
@@ -173,14 +172,13 @@ class _Assigner:
 
     def _cut_bytes(self, heavy: Sequence[int]) -> list[int]:
         """What is sent when the n-th of these units begins a piece."""
-        at = {n: i for i, n in enumerate(heavy)}
+        last = {v: i for i, n in enumerate(heavy) for v in self.units[n].reads}
         change = [0] * (len(heavy) + 1)
         for i, n in enumerate(heavy):
             for v in self.units[n].makes:
-                last = max((at[r] for r in at if v in self.read_sets[r]), default=i)
                 size = self.labels.graph.values[v].nbytes
                 change[i + 1] += size
-                change[last + 1] -= size
+                change[last.get(v, i) + 1] -= size
         total, found = 0, []
         for c in change[: len(heavy)]:
             total += c

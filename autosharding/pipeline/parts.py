@@ -14,6 +14,7 @@ from typing import NamedTuple
 from autosharding import graph as region
 from autosharding.graph import Atom, Graph, Op, Value
 from autosharding.pipeline.piece import Piece, Port
+from autosharding.pipeline.units import spans
 from autosharding.plan import AS_MADE, Plan
 from autosharding.spec import Spec
 from stage_dp import Price
@@ -156,7 +157,7 @@ class Parts:
         back = {lane.inside[0] for lane in self.lanes if lane.inside and _is_backward(ports, lane)}
         late = {graph.inputs[i].id: self.rounds[p.of] + 1 for i, p in enumerate(ports) if p.kind == "after"}
         found: dict[int, int] = {}
-        for first, last in _spans(graph, self.opening):
+        for first, last in self._spans():
             ops = graph.ops[first : last + 1]
             read = {v.id for op in ops for v in op.values}
             if first < self.opening:
@@ -174,11 +175,17 @@ class Parts:
             found.update(dict.fromkeys(self._not_sent_on(found), WEIGHT))
         return found
 
+    def _spans(self) -> list[tuple[int, int]]:
+        """Single ops and whole regions, (first, last), before the loop, in it and after it."""
+        n = len(self.graph.ops)
+        within = ((0, self.opening), (self.opening + 1, self.closing), (self.closing + 1, n))
+        return [span for first, end in within for span in spans(self.graph, first, end)]
+
     def _not_sent_on(self, parts: Mapping[int, int]) -> list[int]:
         """Ops of the backward pass in the loop on which nothing hangs that is sent."""
         wanted = {lane.leaves[0] for lane in self.lanes if lane.kind == "sent" and lane.leaves}
         found = []
-        for first, last in reversed(_spans(self.graph, self.opening)):
+        for first, last in reversed(self._spans()):
             ops = self.graph.ops[first : last + 1]
             if parts[first] != BACKWARD:
                 continue
@@ -326,17 +333,3 @@ def _main_loop(graph: Graph) -> int:
     """The op that opens the loop over microbatches: the largest region outside all others."""
     outer = {a: g[-1] - a for a, g in graph.borders.items() if not graph.depths[a] and graph.ops[a].name == "scan"}
     return max(outer, key=lambda a: outer[a])
-
-
-def _spans(graph: Graph, opening: int) -> list[tuple[int, int]]:
-    """The ops outside all regions but the main loop, and whole regions: (first, last)."""
-    found = []
-    i = 0
-    while i < len(graph.ops):
-        if i == opening or i == graph.borders[opening][-1]:
-            i += 1
-            continue
-        last = graph.borders[i][-1] if i in graph.borders else i
-        found.append((i, last))
-        i = last + 1
-    return found

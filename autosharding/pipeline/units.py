@@ -39,7 +39,7 @@ def units_of(labels: Labels) -> list[Unit]:
     graph = labels.graph
     found: list[Unit] = []
     backward: set[int] = set()
-    for first, last in _spans(graph):
+    for first, last in spans(graph, 0, len(graph.ops)):
         opening, closing = graph.ops[first], graph.ops[last]
         place = labels.places[first]
         if place == "everywhere":
@@ -57,9 +57,10 @@ def units_of(labels: Labels) -> list[Unit]:
     return found
 
 
-def _spans(graph: Graph) -> Iterator[tuple[int, int]]:
-    i = 0
-    while i < len(graph.ops):
+def spans(graph: Graph, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The ops from `first` up to `end`, single ones and whole regions: (first, last)."""
+    i = first
+    while i < end:
         last = graph.borders[i][-1] if i in graph.borders else i
         yield i, last
         i = last + 1

@@ -280,5 +280,6 @@ def test_a_step_without_a_batch():
 
     leaves = jax.tree.leaves(arrays()[0])
     graph = capture(lambda *xs: step(list(xs)), leaves)
+    assert microbatched(graph, {i: i for i in range(len(leaves))}, 1) is graph
     with pytest.raises(asd.MicrobatchError, match="none of its arguments is a batch"):
         microbatched(graph, {i: i for i in range(len(leaves))}, 2)
