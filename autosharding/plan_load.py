@@ -26,15 +26,6 @@ _EXTRA = ("format", "version", "specs", "moves")
 _REMEDY = "Plan the step again and save it with `plan.save(path)` or `autosharding plan TARGET -o plan.json`."
 
 
-def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """Read a plan that `save_plan` wrote.
-
-    Raises:
-        PlanError: when the file is not there, is no plan, is of another version, or is damaged.
-    """
-    return from_json(read_file(path), os.fspath(path))
-
-
 def read_file(path: str | os.PathLike[str]) -> Any:
     """What a file of JSON says.
 
@@ -59,7 +50,7 @@ def from_json(data: Any, source: str = "this") -> Plan:
     """Invert `plan_json.to_json`, and verify.
 
     Raises:
-        PlanError: as `load_plan`.
+        PlanError: when it is no plan, is of another version, or is damaged.
     """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PlanError(f'{source!r} is JSON but no plan: a plan file says "format": "{FORMAT}". {_REMEDY}')

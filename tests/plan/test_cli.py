@@ -10,7 +10,7 @@ from small_plan import other_plan, small_plan
 from test_plan_json import SCHEMA
 
 from autosharding.cli import main
-from autosharding.plan_load import load_plan
+from autosharding.pipeline import load_plan
 
 STEP = """
 import jax

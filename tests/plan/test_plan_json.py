@@ -10,8 +10,9 @@ from small_plan import other_plan, small_plan
 
 import autosharding.plan_json
 from autosharding.errors import PlanError
+from autosharding.pipeline import load_plan
 from autosharding.plan_json import dumps, save_plan, to_json
-from autosharding.plan_load import from_json, load_plan
+from autosharding.plan_load import from_json
 
 SCHEMA = json.loads(Path(autosharding.plan_json.__file__).with_name("plan.schema.json").read_text())
 
