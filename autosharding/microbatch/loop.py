@@ -59,7 +59,8 @@ def leaving(labels: Labels) -> tuple[list[Value], list[Value]]:
             read.update(a.id for a in op.values)
     given = {v.id for v in graph.inputs}
     given.update(v.id for op in graph.ops if labels.places[op.index] == "before" for v in op.outputs)
-    left = [v for v in graph.values if v.id in read - given]
+    gone = read - given
+    left = [v for v in graph.values if v.id in gone]
     terms = [v for v in left if isinstance(labels.states[v.id], Partial | Own) or _is_repeated(labels, v)]
     return terms, [v for v in left if isinstance(labels.states[v.id], Sliced)]
 

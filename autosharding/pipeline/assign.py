@@ -8,8 +8,9 @@ made again on each piece that wants it. The update of a state is where its gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from autosharding.errors import StageError
@@ -52,6 +53,34 @@ class Assignment:
         here = {v for u in self.runs[piece] for v in self.units[u].makes}
         wanted = dict.fromkeys(v for u in units for v in u.reads)
         return [v for v in wanted if v in self.made_on and self.made_on[v] != piece and v not in here]
+
+    def units_of(self, piece: int) -> list[Unit]:
+        """The units of a piece."""
+        return [self.units[u] for u in self.runs[piece]]
+
+    def before(self, piece: int, also: Iterable[int]) -> frozenset[int]:
+        """First ops of the units that make before the loop what a piece reads, and these values.
+
+        A barrier in the loop also lets pass, before it, what does not depend on the batch.
+        """
+        labels, units = self.labels, self.units_of(piece)
+        found = {u.first for u in units if labels.places[u.first] == "everywhere"}
+        todo = [*also, *(v for u in units for v in u.reads), *(v.id for i in found for v in labels.graph.ops[i].values)]
+        seen: set[int] = set()
+        while todo:
+            v = todo.pop()
+            u = self.maker.get(v)
+            if v in seen or u is None or not is_whole(labels, v):
+                continue
+            seen.add(v)
+            found.add(u.first)
+            todo += u.reads
+        return frozenset(found)
+
+    @cached_property
+    def maker(self) -> Mapping[int, Unit]:
+        """Id of each value that a unit makes -> the unit."""
+        return {v: u for u in self.units for v in u.makes}
 
     def sent(self, piece: int, place: str) -> list[int]:
         """Ids of the values of a piece that others read in the loop, or after it."""

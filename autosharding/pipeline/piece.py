@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from autosharding import _jax
 from autosharding.capture import from_jaxpr, renumber
 from autosharding.graph import Graph, Literal, Op, Value
+from autosharding.microbatch.label import Labels, Place
 from autosharding.microbatch.loop import Inside, Outside, joins, neutral
 from autosharding.microbatch.slice import joined, taken
 from autosharding.microbatch.states import TIME, Partial, Sliced
@@ -54,6 +55,14 @@ class Piece:
     outputs: tuple[Port, ...]
     state: Mapping[int, int]
 
+    @property
+    def streams(self) -> frozenset[int]:
+        """Ids of the values that are stacks of what is sent: on the devices they are a microbatch at a time."""
+        ins, outs = self.graph.inputs, self.graph.outputs
+        found = {ins[i].id for i, p in enumerate(self.inputs) if p.kind == "loop"}
+        found |= {a.id for a, p in zip(outs, self.outputs, strict=True) if p.kind == "loop" and isinstance(a, Value)}
+        return frozenset(found)
+
 
 def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int]) -> Piece:
     """A piece as a graph."""
@@ -63,7 +72,8 @@ def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int]) -> Pi
     def ports(loop: Sequence[int], after: Sequence[int]) -> list[Port]:
         return [*(Port("loop", v, v in backward) for v in loop), *(Port("after", v) for v in after)]
 
-    inputs = [Port("step", i) for i in range(len(graph.inputs))]
+    wanted = _wanted_of_step(assignment, piece)
+    inputs = [Port("step", i) for i, v in enumerate(graph.inputs) if v.id in wanted or i >= graph.n_arguments]
     inputs += ports(assignment.received(piece, "loop"), assignment.received(piece, "after"))
     outputs = [Port("step", i) for i, a in enumerate(graph.outputs) if _piece_of_output(assignment, a) == piece]
     outputs += ports(assignment.sent(piece, "loop"), assignment.sent(piece, "after"))
@@ -87,6 +97,14 @@ def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int]) -> Pi
     at = {p.of: i for i, p in enumerate(used) if p.kind == "step"}
     own = {o: at[state[p.of]] for o, p in enumerate(outputs) if p.kind == "step" and state.get(p.of) in at}
     return Piece(made, tuple(used), tuple(outputs), own)
+
+
+def _wanted_of_step(assignment: Assignment, piece: int) -> set[int]:
+    """Ids of what the units of a piece read, and of what is returned by it; before the loop, too."""
+    graph = assignment.labels.graph
+    found = {a.id for a in graph.outputs if isinstance(a, Value) and _piece_of_output(assignment, a) == piece}
+    found |= {v for u in assignment.units_of(piece) for v in u.reads}
+    return found | {v.id for i in assignment.before(piece, found) for v in graph.ops[i].values}
 
 
 def _piece_of_output(assignment: Assignment, a: Any) -> int:
@@ -113,7 +131,7 @@ class _Run:
 
     def __init__(self, assignment: Assignment, piece: int, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         self.labels, self.inputs, self.outputs = assignment.labels, inputs, outputs
-        units = [assignment.units[u] for u in assignment.runs[piece]]
+        units = assignment.units_of(piece)
         self.ops = frozenset(u.first for u in units)
         self.sent = [p.of for p in outputs if p.kind == "loop"]
         here = {v for u in units if u.place == "loop" for v in u.makes}
@@ -121,6 +139,7 @@ class _Run:
             p.of for p in outputs if p.kind == "after"
         }
         wanted |= {a.id for p in outputs if p.kind == "step" and isinstance(a := self._output(p), Value)}
+        self.before = assignment.before(piece, wanted)
         left = sorted(here & wanted)
         self.terms = [v for v in left if not isinstance(self.labels.states[v], Sliced)]
         self.joined = [v for v in left if isinstance(self.labels.states[v], Sliced)]
@@ -132,15 +151,16 @@ class _Run:
         """The outputs."""
         labels = self.labels
         given = list(zip(self.inputs, arrays, strict=True))
-        before = Outside(labels, "before")
-        before.run_all([x for p, x in given if p.kind == "step"])
+        before = _OutsideHere(labels, "before", self.before)
+        before.made.update((labels.graph.inputs[p.of].id, x) for p, x in given if p.kind == "step")
+        before.run(0, len(labels.graph.ops))
         received = {p.of: x for p, x in given if p.kind == "loop"}
         sums, (sends, parts) = jax.lax.scan(
             lambda carry, xs: self._body(before.made, carry, *xs),
             tuple(neutral(labels.graph.values[v], labels.states[v]) for v in self.terms),
             (jnp.arange(labels.microbatches, dtype=jnp.int32), received),
         )
-        after = _AfterHere(labels, self.ops, before.made)
+        after = _OutsideHere(labels, "after", self.ops, before.made)
         after.made.update((p.of, x) for p, x in given if p.kind == "after")
         after.made.update(zip(self.terms, sums, strict=True))
         after.made.update((v, joined(x, self._sliced(v))) for v, x in zip(self.joined, parts, strict=True))
@@ -174,7 +194,7 @@ class _Run:
 class _InsideHere(Inside):
     """One microbatch on one piece."""
 
-    def __init__(self, labels: Any, at: Any, ops: frozenset[int]) -> None:
+    def __init__(self, labels: Labels, at: Any, ops: frozenset[int]) -> None:
         super().__init__(labels, at)
         self.ops = ops
 
@@ -183,11 +203,13 @@ class _InsideHere(Inside):
         return op.index in self.ops and super().runs(op)
 
 
-class _AfterHere(Outside):
-    """What comes after the loop on one piece."""
+class _OutsideHere(Outside):
+    """What comes before the loop or after it on one piece."""
 
-    def __init__(self, labels: Any, ops: frozenset[int], made: Mapping[int, Any]) -> None:
-        super().__init__(labels, "after", made)
+    def __init__(
+        self, labels: Labels, where: Place, ops: frozenset[int], made: Mapping[int, Any] | None = None
+    ) -> None:
+        super().__init__(labels, where, made)
         self.ops = ops
 
     def runs(self, op: Op) -> bool:

@@ -77,7 +77,7 @@ class Account:
         at = (half + 1) // 2
         over_time = np.maximum(halves[::2], np.append(0, halves[1:-1:2]))
         there = sorted(((a.bytes, a.what) for a in alive if a.begin <= half < a.end), reverse=True)[:LARGEST]
-        arguments = sum(self._bytes(v, self.made[v.id]) for v in self.graph.inputs)
+        arguments = sum(self._bytes(v, self.made[v.id]) for v in self.graph.inputs if self.life.held[v.id])
         largest = tuple(Held(what, size) for size, what in there)
         return Memory(budget, arguments, int(over_time[at]), at, tuple(map(int, over_time)), largest)
 
@@ -159,7 +159,8 @@ class Account:
 
     def _alive(self) -> Iterator[Alive]:
         for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
-            yield Alive(name, 0, self.last, self._bytes(v, self.made[v.id]))
+            if self.life.held[v.id]:
+                yield Alive(name, 0, self.last, self._bytes(v, self.made[v.id]))
         results = [(a.id, o) for a, o in zip(self.graph.outputs, self.outputs, strict=True) if isinstance(a, Value)]
         returned = {(value, o.read) for value, o in results}
         taken = {(value, o.read) for value, o in results if o.state_of in self.donated}

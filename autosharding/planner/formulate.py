@@ -92,6 +92,7 @@ def formulate(
     donated: frozenset[int],
     restrictions: Restrictions,
     limit: int | None,
+    rent: float = 0.0,
 ) -> Formulation:
     """Build the program.
 
@@ -104,8 +105,10 @@ def formulate(
         donated: inputs whose buffers their new state takes over.
         restrictions: of the method and the user.
         limit: bytes a device may hold, or None.
+        rent: seconds that a byte costs which a device holds all the time: of an argument, or of what a loop carries.
+            Where what may be held is not known yet, the best plans for some rents are those worth having.
     """
-    return _Builder(graph, rules, tables, life, state, donated, restrictions, limit).build()
+    return _Builder(graph, rules, tables, life, state, donated, restrictions, limit, rent).build()
 
 
 def lane_specs(crossing: Crossing, graph: Graph, tables: Tables) -> tuple[Spec, ...]:
@@ -138,8 +141,9 @@ class _Builder:
         donated: frozenset[int],
         restrictions: Restrictions,
         limit: int | None,
+        rent: float,
     ) -> None:
-        self.graph, self.rules, self.tables, self.life = graph, rules, tables, life
+        self.graph, self.rules, self.tables, self.life, self.rent = graph, rules, tables, life, rent
         self.state, self.donated, self.restrictions, self.limit = state, donated, restrictions, limit
         self.aliased = {a.id for o, a in enumerate(graph.outputs) if isinstance(a, Value) and state.get(o) in donated}
         self.costs: list[np.ndarray] = []
@@ -196,9 +200,15 @@ class _Builder:
             allowed = kept if len(kept) else allowed
         node = self._spec_node(self.tables.shared(allowed))
         self.made[v.id] = (node, self.specs[node])
-        end = len(self.graph.ops) + 1  # the caller holds its arguments, donated ones become results
-        self._remember(node, 0, end, space.bytes[allowed])
+        if self.life.held[v.id]:
+            end = len(self.graph.ops) + 1  # the caller holds its arguments, donated ones become results
+            self._remember(node, 0, end, space.bytes[allowed])
+            self._rented(node, space.bytes[allowed])
         return node
+
+    def _rented(self, node: int, usage: np.ndarray) -> None:
+        if self.rent:
+            self.costs[node] = self.tables.shared(self.costs[node] + self.rent * usage)
 
     def _lane(self, crossing: Crossing) -> None:
         """One node for all ports of a lane; everything it makes is made as that node says."""
@@ -206,9 +216,12 @@ class _Builder:
         node = self._node(self.tables.shared(np.zeros(len(specs))))
         self.lanes.append(node)
         self.lane_specs.append(specs)
-        for v, stacked in crossing.makes:
+        carried = crossing.lane.is_carried and not self.graph.depths[crossing.opening]
+        for n, (v, stacked) in enumerate(crossing.makes):
             index = self._lane_index(len(self.lanes) - 1, v, stacked=stacked)
             self.made[v.id] = (node, index)
+            if carried and not n:
+                self._rented(node, self.tables.space(v).bytes[index])
             if self.life.held[v.id] and v.id not in self.aliased:
                 self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
 

@@ -6,7 +6,7 @@ materialised. All this is a property of the graph alone; specs come in later and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -50,16 +50,24 @@ def is_elementwise(op: Op) -> bool:
     return op.name in elementwise.NAMES
 
 
-def liveness(graph: Graph) -> Liveness:
-    """Intervals of all values; inputs begin at 0."""
+def liveness(graph: Graph, streams: Set[int] = frozenset()) -> Liveness:
+    """Intervals of all values; inputs begin at 0.
+
+    Args:
+        graph: the program.
+        streams: ids of arguments and results that pass by, an entry of their first dim at a time: what is there of them
+            is what a loop's body reads or makes.
+    """
     returned = {a.id for a in graph.outputs if isinstance(a, Value)}
     there = [True] * len(graph.values)
     held = [True] * len(graph.values)
     begin = [0] * len(graph.values)
+    for i in streams:
+        held[i] = False
     for op in graph.ops:
         for v in op.outputs:
             there[v.id] = _crosses(op) or v.id in returned or _materialises(op, v, graph)
-            held[v.id] = there[v.id] and not (_crosses(op) and _is_of_outside(graph, op, v))
+            held[v.id] = there[v.id] and v.id not in streams and not (_crosses(op) and _is_of_outside(graph, op, v))
             begin[v.id] = _begins(graph, op, v)
     place = _places(graph, begin)
     last = list(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import ilp
@@ -59,6 +59,7 @@ class _Task:
     donated: frozenset[int]
     specs: Mapping[int, Spec]
     method: str
+    rent: float
 
 
 def plan_graph(
@@ -72,6 +73,8 @@ def plan_graph(
     state: Mapping[int, int] | None = None,
     donated: frozenset[int] = frozenset(),
     specs: Mapping[int, Spec] | None = None,
+    streams: Set[int] = frozenset(),
+    rent: float = 0.0,
     progress: Report | None = None,
 ) -> Plan:
     """Plan a graph.
@@ -86,6 +89,9 @@ def plan_graph(
         state: result index -> index of the input whose new state it is; they get one spec.
         donated: inputs whose buffers their new state takes over.
         specs: input index -> the spec the user wants.
+        streams: ids of arguments and results that are there an entry at a time; see `liveness`.
+        rent: seconds that a byte costs which is held all the time; see `formulate`. The plan's bound is then of plans
+            that hold no less.
         progress: called with a line of text at each stage.
 
     Raises:
@@ -94,7 +100,16 @@ def plan_graph(
     rules = rules_of(graph)
     state = dict(state or {})
     task = _Task(
-        graph, rules, monoids(graph, rules), liveness(graph), roles(graph, state), state, donated, specs or {}, method
+        graph,
+        rules,
+        monoids(graph, rules),
+        liveness(graph, streams),
+        roles(graph, state),
+        state,
+        donated,
+        specs or {},
+        method,
+        rent,
     )
     tell = progress or (lambda _: None)
     tried: list[tuple[Topology, Plan | Infeasible | str]] = []
@@ -171,6 +186,7 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
             donated=task.donated,
             restrictions=held,
             limit=limit,
+            rent=task.rent,
         )
 
     free = build(None)
@@ -180,9 +196,11 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
     solution = ilp.solve(free.problem, gap=GAP, work=WORK)
     if solution.status == "infeasible":
         raise Infeasible(_contradiction(task, topology))
-    if solution.bound >= best:
+    if solution.bound >= best and not task.rent:
         return f"takes at least {solution.bound:.3g} s even without a memory limit"
     plan = _decoded(task, tables, free, solution, budget)
+    if task.rent:  # less what this plan pays for what it holds
+        plan = replace(plan, bound=solution.bound - (solution.objective - plan.seconds))
     if plan.memory.peak > budget:
         fitted = _fitted(task, tables, build, budget, plan, LIMITED_WORK + LIMITED_SHARE * solution.work)
         return replace(fitted, unlimited=plan.seconds)
