@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,16 +21,25 @@ import jax
 from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
-from autosharding import placing
+from autosharding import errors, placing
 from autosharding.capture import capture
 from autosharding.errors import AutoshardingError, Infeasible, MeshMismatch, MicrobatchError, PlanMismatch, StageError
 from autosharding.executor import check, executable
 from autosharding.graph import Graph
 from autosharding.leaves import Result, Structure, new_states, shape_of, take_apart, take_result, with_fixed
 from autosharding.microbatch import Microbatches, microbatched, planned
-from autosharding.pipeline import Pipeline, PipelinePlan, PipelineProgram, Planner, pipelined, plan_pipeline
+from autosharding.pipeline import (
+    Pipeline,
+    PipelinePlan,
+    PipelineProgram,
+    Planner,
+    pipelined,
+    plan_from_json,
+    plan_pipeline,
+)
 from autosharding.plan import Plan
 from autosharding.planner import METHODS, plan_graph
+from autosharding.processes import leads, processes_of, share
 from cost_model import Cluster
 
 Report = Callable[[str], None]
@@ -346,7 +357,7 @@ class Step:
             traced = trace(self.fn, structure, shapes, self.name, self.options.donate)
             same = traced.graph.fingerprint, tuple(traced.state.items()), traced.donated
             if same not in self._plans:
-                self._plans[same] = _planned(traced, arrays, self.options)
+                self._plans[same] = _agreed(traced, arrays, self.options)
             self._programs[key] = self._plans[same].program(traced, self.options)
         return self._programs[key]
 
@@ -399,6 +410,34 @@ class _Planned:
         assert isinstance(self.plan, PipelinePlan)
         assert isinstance(self.what, Pipeline)
         return PipelineProgram(self.what, self.plan, traced, _devices(options))
+
+
+def _agreed(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planned:
+    """The plan of the first of the processes that have the devices; all others are told it, or why there is none."""
+    devices = _devices(options)
+    if options.plan is not None or len(processes_of(devices)) == 1:
+        return _planned(traced, arrays, options)
+    if leads(devices):
+        return _told(traced, arrays, options)
+    said = json.loads(zlib.decompress(share(b"", devices)))
+    if "plan" in said:
+        return _planned(traced, arrays, replace(options, plan=plan_from_json(said["plan"])))
+    raise getattr(errors, said["error"], AutoshardingError)(said["text"])
+
+
+def _told(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planned:
+    """A plan, told to the other processes; they are told also where there is none, and raise the same."""
+    said: dict[str, Any] = {}
+    try:
+        found = _planned(traced, arrays, options)
+        said["plan"] = found.plan.to_json()
+    except BaseException as error:
+        said.update(error=type(error).__name__, text=str(error) or repr(error))
+        raise
+    else:
+        return found
+    finally:
+        share(zlib.compress(json.dumps(said).encode()), _devices(options))
 
 
 def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planned:
@@ -541,6 +580,11 @@ def parallelize(
     `jax.jit(step)` would. It plans and compiles at the first call for each structure, shapes and dtypes of arguments.
     New state leaves as the old state came in. Arguments that already lie on a mesh of all the devices stay as they
     lie, all others are placed. Objects of flax nnx are changed in place, as by `nnx.jit`.
+
+    Under `jax.distributed` every process calls the step alike; the first of them plans. Arguments are arrays of JAX
+    that lie over the devices of several processes, or numpy arrays and local arrays that are equal on all of them.
+    Of a pipeline each process runs the stages of which it has devices: a state comes back on the devices of its stage,
+    without data where these are another process's, and scalars that are no state come back on all devices.
 
     Args:
         fn: any step that `jax.jit` takes; leaves of its arguments may also be no arrays.

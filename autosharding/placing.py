@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -130,12 +131,46 @@ def sharding(mesh: Mesh, spec: Spec) -> NamedSharding:
 
 
 def placed(x: Any, want: NamedSharding) -> Any:
-    """The array under the sharding wanted; itself where it lies so already."""
+    """The array under the sharding wanted; itself where it lies so already.
+
+    Where the devices wanted are not all this process's, each process puts what it has of them, and nothing is sent: an
+    array that is this process's alone is taken for equal on all.
+
+    Raises:
+        MeshMismatch: for an array over the devices of several processes that are not those wanted.
+    """
     if isinstance(x, jax.Array):
         has = x.sharding
         if has == want or (not isinstance(has, NamedSharding) and has.is_equivalent_to(want, x.ndim)):
             return x
-    return jax.device_put(x, want)
+        if not x.is_fully_addressable:
+            return _from_global(x, want)
+    return jax.device_put(x, want) if want.is_fully_addressable else _put_own(x, want)
+
+
+def _from_global(x: Any, want: NamedSharding) -> Any:
+    if x.sharding.device_set == want.device_set:
+        return jax.device_put(x, want)
+    if x.is_fully_replicated and x.addressable_shards:
+        return placed(x.addressable_data(0), want)
+    raise MeshMismatch(
+        f"An argument {x.dtype}{list(x.shape)} lies over {len(x.sharding.device_set)} devices of several processes as "
+        f"{x.sharding}, and the step wants it on {want.mesh.size} others. Bring it there first, as "
+        "step.shardings(...) says, or pass an array of numpy that is equal on all processes."
+    )
+
+
+def _put_own(x: Any, want: NamedSharding) -> Any:
+    """This process's part of an array that is at hand whole, perhaps nothing."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = jax.random.key_data(x)
+        spec = (*want.spec, *(None,) * (data.ndim - len(want.spec)))
+        put = _put_own(data, NamedSharding(want.mesh, PartitionSpec(*spec)))
+        return jax.jit(jax.random.wrap_key_data, static_argnames="impl", out_shardings=want)(
+            put, impl=jax.random.key_impl(x)
+        )
+    host = np.asarray(x, jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(x)))
+    return jax.make_array_from_callback(host.shape, want, lambda index: host[index], dtype=host.dtype)
 
 
 # ---- what the user said --------------------------------------------------------------------------------------

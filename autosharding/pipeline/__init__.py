@@ -11,6 +11,7 @@ from autosharding.pipeline.build import pipelined as pipelined
 from autosharding.pipeline.plan import RUNNABLE as RUNNABLE
 from autosharding.pipeline.plan import PipelinePlan as PipelinePlan
 from autosharding.pipeline.plan import load_plan as load_plan
+from autosharding.pipeline.plan import plan_from_json as plan_from_json
 from autosharding.pipeline.program import PipelineProgram as PipelineProgram
 from autosharding.pipeline.program import plan_pipeline as plan_pipeline
 
@@ -22,5 +23,6 @@ __all__ = [
     "Planner",
     "load_plan",
     "pipelined",
+    "plan_from_json",
     "plan_pipeline",
 ]

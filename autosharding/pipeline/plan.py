@@ -196,7 +196,15 @@ def load_plan(path: str | os.PathLike[str]) -> Plan | PipelinePlan:
     Raises:
         PlanError: when the file is not there, is no plan, is of another version, or is damaged.
     """
-    data = read_file(path)
+    return plan_from_json(read_file(path), os.fspath(path))
+
+
+def plan_from_json(data: Any, source: str = "this") -> Plan | PipelinePlan:
+    """Read what `to_json` of either kind made.
+
+    Raises:
+        PlanError: when it is no plan, is of another version, or is damaged.
+    """
     if isinstance(data, dict) and data.get("format") == FORMAT:
         return pipeline_from_json(data)
-    return from_json(data, os.fspath(path))
+    return from_json(data, source)

@@ -1,0 +1,62 @@
+"""What the processes of a step tell each other: bytes, by a jitted collective over one device of each.
+
+All of them call the same function with devices of the same processes, and go on when the last has come. The helpers of
+`jax.experimental.multihost_utils` speak to every process there is; a step may run on the devices of some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def processes_of(devices: Sequence[Any]) -> tuple[int, ...]:
+    """Index of each process that has some of the devices."""
+    return tuple(sorted({d.process_index for d in devices}))
+
+
+def leads(devices: Sequence[Any]) -> bool:
+    """Whether this process is the first of those that have the devices."""
+    return jax.process_index() == processes_of(devices)[0]
+
+
+def share(data: bytes, devices: Sequence[Any]) -> bytes:
+    """What the first process says, told to all of them; what the others say is not heard."""
+    said = data if leads(devices) else b""
+    size = int(_together(np.array([len(said)], np.int32), devices, _added)[0])
+    row = np.zeros(size, np.uint8)
+    row[: len(said)] = np.frombuffer(said, np.uint8)
+    return _together(row, devices, _added).tobytes()
+
+
+def gather(data: bytes, devices: Sequence[Any]) -> tuple[bytes, ...]:
+    """What each process says, in the order of `processes_of`."""
+    sizes = _together(np.array([len(data)], np.int32), devices, _as_they_are)[:, 0]
+    row = np.zeros(sizes.max(), np.uint8)
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = _together(row, devices, _as_they_are)
+    return tuple(r[:n].tobytes() for r, n in zip(rows, sizes, strict=True))
+
+
+def _added(rows: Any) -> Any:
+    return jnp.sum(rows, axis=0, dtype=rows.dtype)
+
+
+def _as_they_are(rows: Any) -> Any:
+    return rows
+
+
+def _together(row: np.ndarray, devices: Sequence[Any], found: Callable[[Any], Any]) -> np.ndarray:
+    """`found` of the rows of all processes, float or integer[processes, n] -> anything, on each of them."""
+    first = {d.process_index: d for d in reversed(devices)}
+    mesh = Mesh(np.array([first[p] for p in sorted(first)]), ("process",))
+    rows = jax.make_array_from_callback(
+        (len(first), *row.shape), NamedSharding(mesh, PartitionSpec("process")), lambda _: row[None]
+    )
+    run = jax.jit(found, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return np.asarray(run(rows).addressable_data(0))
