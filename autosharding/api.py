@@ -316,7 +316,7 @@ class Step:
         where = {id(x): s for x, s in zip(leaves, program.shardings, strict=True)}
         wanted = [where[id(s)] for s in shapes]
         if isinstance(program, PipelineProgram):  # on several stages: no one program makes it all
-            out = [placing.placed(x, s) for x, s in zip(jax.jit(flat)(*arrays), wanted, strict=True)]
+            out = [placing.brought(x, s) for x, s in zip(jax.jit(flat)(*arrays), wanted, strict=True)]
         else:
             out = jax.jit(flat, out_shardings=wanted)(*arrays)
         return box[-1].build(out, ())

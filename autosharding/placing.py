@@ -13,13 +13,13 @@ from math import prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from autosharding.errors import ConstraintError, MeshMismatch
 from autosharding.executor import partition_spec
 from autosharding.graph import Graph
+from autosharding.keys import is_key, keys_of, words_of
 from autosharding.plan import Plan
 from autosharding.spec import Spec
 from cost_model import HARDWARE, Cluster, ClusterError
@@ -131,7 +131,16 @@ def sharding(mesh: Mesh, spec: Spec) -> NamedSharding:
 
 
 def placed(x: Any, want: NamedSharding) -> Any:
-    """The array under the sharding wanted; itself where it lies so already.
+    """The array under the sharding wanted; itself where it lies so already, whatever that is called. See `brought`."""
+    if isinstance(x, jax.Array):
+        has = x.sharding
+        if has == want or (not isinstance(has, NamedSharding) and has.is_equivalent_to(want, x.ndim)):
+            return x
+    return brought(x, want)
+
+
+def brought(x: Any, want: NamedSharding) -> Any:
+    """The array under the sharding wanted.
 
     Where the devices wanted are not all this process's, each process puts what it has of them, and nothing is sent: an
     array that is this process's alone is taken for equal on all.
@@ -139,12 +148,8 @@ def placed(x: Any, want: NamedSharding) -> Any:
     Raises:
         MeshMismatch: for an array over the devices of several processes that are not those wanted.
     """
-    if isinstance(x, jax.Array):
-        has = x.sharding
-        if has == want or (not isinstance(has, NamedSharding) and has.is_equivalent_to(want, x.ndim)):
-            return x
-        if not x.is_fully_addressable:
-            return _from_global(x, want)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return _from_global(x, want)
     return jax.device_put(x, want) if want.is_fully_addressable else _put_own(x, want)
 
 
@@ -162,13 +167,10 @@ def _from_global(x: Any, want: NamedSharding) -> Any:
 
 def _put_own(x: Any, want: NamedSharding) -> Any:
     """This process's part of an array that is at hand whole, perhaps nothing."""
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = jax.random.key_data(x)
-        spec = (*want.spec, *(None,) * (data.ndim - len(want.spec)))
-        put = _put_own(data, NamedSharding(want.mesh, PartitionSpec(*spec)))
-        return jax.jit(jax.random.wrap_key_data, static_argnames="impl", out_shardings=want)(
-            put, impl=jax.random.key_impl(x)
-        )
+    if isinstance(x, jax.Array) and is_key(x.dtype):
+        lies = words_of(x, want).sharding
+        assert isinstance(lies, NamedSharding)
+        return keys_of(_put_own(jax.random.key_data(x), lies), x.dtype, want)
     host = np.asarray(x, jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(x)))
     return jax.make_array_from_callback(host.shape, want, lambda index: host[index], dtype=host.dtype)
 

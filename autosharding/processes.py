@@ -6,7 +6,7 @@ All of them call the same function with devices of the same processes, and go on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def processes_of(devices: Sequence[Any]) -> tuple[int, ...]:
     """Index of each process that has some of the devices."""
     return tuple(sorted({d.process_index for d in devices}))
+
+
+def has_some(devices: Iterable[Any]) -> bool:
+    """Whether some of the devices are this process's."""
+    me = jax.process_index()
+    return any(d.process_index == me for d in devices)
+
+
+def in_turn(run: Callable[..., Any], devices: Iterable[Any]) -> Callable[..., Any]:
+    """A program on these devices, ended before the next is started where two at once could wait for each other.
+
+    That is where it talks between processes on CPUs: collectives of programs in flight at once may meet those of the
+    other one there.
+    """
+    devices = tuple(devices)
+    if len(processes_of(devices)) == 1 or devices[0].platform != "cpu":
+        return run
+    return lambda *args: jax.block_until_ready(run(*args))
 
 
 def leads(devices: Sequence[Any]) -> bool:

@@ -11,12 +11,13 @@ from autosharding.errors import Infeasible, PlanMismatch
 from autosharding.graph import Graph
 from autosharding.microbatch.split import best_labels, examples_of
 from autosharding.pipeline.assign import Assignment, assign
-from autosharding.pipeline.channel import Channel, DevicePut
+from autosharding.pipeline.channel import Channel
 from autosharding.pipeline.parts import Parts
 from autosharding.pipeline.piece import Piece, piece_of
 from autosharding.pipeline.plan import PipelinePlan
 from autosharding.pipeline.programs import Programs
 from autosharding.pipeline.runner import Runner
+from autosharding.pipeline.transfer import channel_between
 from autosharding.plan import Plan
 from cost_model import Cluster
 from stage_dp import Schedule
@@ -38,6 +39,7 @@ class Pipeline:
         schedule: which task runs when, and on which stage.
         assignment: what each piece does.
         pieces: the pieces.
+        state: result index -> index of the input whose new state it is.
         independent: whether a microbatch takes the statistics of its own examples for those of the batch.
     """
 
@@ -45,6 +47,7 @@ class Pipeline:
     schedule: Schedule
     assignment: Assignment
     pieces: tuple[Piece, ...]
+    state: Mapping[int, int]
     independent: bool = False
 
     def plan(self, cluster: Cluster, planner: Planner, memory: int | None) -> PipelinePlan:
@@ -107,7 +110,7 @@ class Pipeline:
         Args:
             plan: of this pipeline.
             stages: the devices of each stage.
-            channel: between them; by default within this process.
+            channel: between them; by default what goes between their processes.
 
         Raises:
             PlanMismatch: when the plan is another pipeline's.
@@ -116,7 +119,8 @@ class Pipeline:
         n = self.schedule.n_stages
         meshes = [placing.mesh_over(each.mesh, stages[p % n], None) for p, each in enumerate(plan.plans)]
         programs = [Programs(*each) for each in zip(self.parts(plan.plans), meshes, strict=True)]
-        return Runner(self.graph, programs, self.schedule, self.assignment.rounds, channel or DevicePut())
+        between = channel or channel_between(d for stage in stages for d in stage)
+        return Runner(self.graph, programs, self.schedule, self.assignment.rounds, self.state, between)
 
     def check(self, plan: PipelinePlan) -> None:
         """Whether a plan is one of this pipeline.
@@ -149,4 +153,4 @@ def pipelined(graph: Graph, state: Mapping[int, int], schedule: Schedule, *, ind
     labels = best_labels(graph, state, examples, microbatches, independent=independent)
     assignment = assign(labels, schedule.n_pieces, state)
     pieces = tuple(piece_of(assignment, p, state) for p in range(schedule.n_pieces))
-    return Pipeline(graph, schedule, assignment, pieces, independent)
+    return Pipeline(graph, schedule, assignment, pieces, state, independent)

@@ -1,46 +1,140 @@
-"""How an array gets from the devices of one stage to those of another."""
+"""How arrays get from the devices of one stage to those of another: by wires, one for each kind of array sent.
+
+What is put in at one end of a wire is got at the other, in the same order. Every process that has devices at an end
+puts, at one place in the order of all tasks, which all processes share; those at the far end put None.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from autosharding.keys import is_key, keys_of, words_of
+from autosharding.processes import has_some, in_turn
 
 
-class Channel(Protocol):
-    """Brings arrays to other devices."""
+class Wire(Protocol):
+    """A way for arrays of one shape, dtype and sharding."""
 
-    def send(self, x: Any, to: NamedSharding) -> Any:
-        """The array on the devices of `to`, lying so."""
+    def put(self, x: Any | None) -> None:
+        """Send an array; None where it is another process's."""
+        ...
+
+    def get(self) -> Any:
+        """The next array, where it arrives."""
         ...
 
 
-class DevicePut:
-    """`jax.device_put` within one process.
+class Channel(Protocol):
+    """Makes wires. All processes ask for the same ones in the same order."""
 
-    It returns at once only where every piece that arrives is a piece that was there; so the array first goes over as
-    it lies, and is brought into its new split on the devices where it arrives.
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> Wire:
+        """A wire for arrays as `came`, with its sharding, that are wanted as `to`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Route:
+    """How an array goes over: whole tiles, each to one device or several, and nothing is cut on the way.
+
+    Attributes:
+        leave: brings it into the tiles that go over; None where it has them.
+        left: how it lies then.
+        over: how it lies where it arrives; the j-th device there has the tile of the device `sources[j]`.
+        sources: device of origin for each device of `over`, in its order.
+        arrive: brings it into the split wanted; None where it has it.
     """
 
-    def __init__(self) -> None:
-        self._ways: dict[tuple[Any, NamedSharding], tuple[NamedSharding, Any]] = {}
+    leave: Callable[[Any], Any] | None
+    left: NamedSharding
+    over: NamedSharding
+    sources: tuple[Any, ...]
+    arrive: Callable[[Any], Any] | None
 
-    def send(self, x: Any, to: NamedSharding) -> Any:
-        """The array on the devices of `to`, lying so."""
-        over, into = self._ways.get((x.sharding, to)) or self._way(x, to)
-        there = jax.device_put(x, over)
-        return there if into is None else into(there)
 
-    def _way(self, x: Any, to: NamedSharding) -> tuple[NamedSharding, Any]:
-        """(how it goes over, what brings it into its split there), kept."""
-        came: Any = x.sharding
-        devices = np.asarray(to.mesh.devices)
-        over, into = to, None
-        if came.mesh.devices.size == devices.size:
-            same = NamedSharding(Mesh(devices.reshape(came.mesh.devices.shape), came.mesh.axis_names), came.spec)
-            if not same.is_equivalent_to(to, x.ndim):
-                over, into = same, jax.jit(lambda x: x, out_shardings=to)
-        self._ways[came, to] = over, into
-        return over, into
+def route(came: NamedSharding, to: NamedSharding, rank: int) -> Route:
+    """The route of an array of this rank.
+
+    As many devices: as it lies. A multiple of them: as it lies, each tile to several devices. Else it leaves whole.
+    """
+    from_, there = devices_of(came), devices_of(to)
+    n = there.size
+    leave, left = None, came
+    if n % from_.size:
+        left = NamedSharding(came.mesh, PartitionSpec())
+        leave = None if came.is_fully_replicated else _brought(left)
+    if left.is_fully_replicated:
+        over = to if to.is_fully_replicated else NamedSharding(to.mesh, PartitionSpec())
+        sources = tuple(from_.flat[j % from_.size] for j in range(n))
+    else:
+        each = n // from_.size
+        names = (*left.mesh.axis_names, "".join(left.mesh.axis_names) + "_copies")
+        over = NamedSharding(Mesh(there.reshape(*from_.shape, each), names), left.spec)
+        sources = tuple(np.repeat(from_.ravel(), each))
+    arrive = None if over.is_equivalent_to(to, rank) else _brought(to)
+    return Route(leave, left, over if arrive else to, sources, arrive)
+
+
+def _brought(to: NamedSharding) -> Callable[[Any], Any]:
+    return in_turn(jax.jit(lambda x: x, out_shardings=to), devices_of(to).flat)
+
+
+def devices_of(sharding: NamedSharding) -> np.ndarray:
+    """The devices of its mesh, in the mesh's shape."""
+    return np.asarray(sharding.mesh.devices)
+
+
+class DevicePut:
+    """`jax.device_put`: within one process, and between processes where JAX can do that (accelerators).
+
+    It returns at once where every piece that arrives is a piece that was there, as on a `Route`.
+    """
+
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> Wire:
+        """A wire."""
+        return _Put(came, to)
+
+
+class _Put:
+    def __init__(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> None:
+        self.came = came
+        assert isinstance(came.sharding, NamedSharding)
+        self.route = route(came.sharding, to, len(came.shape))
+        self.here = has_some(devices_of(to).flat)
+        self.within = came.sharding.is_fully_addressable and to.is_fully_addressable
+        self.queue: deque[Any] = deque()
+
+    def put(self, x: Any | None) -> None:
+        """Send an array."""
+        if x is not None and self.route.leave is not None:
+            x = self.route.leave(x)
+        if self.within:
+            self.queue.append(x)  # goes when it is wanted: until then it takes no room there
+            return
+        if x is None and not self.here:
+            return
+        x = jax.device_put(absent(self.came, self.route.left) if x is None else x, self.route.over)
+        if self.here:
+            self.queue.append(x)
+
+    def get(self) -> Any:
+        """The next array."""
+        x = self.queue.popleft()
+        if self.within:
+            x = jax.device_put(x, self.route.over)
+        return x if self.route.arrive is None else self.route.arrive(x)
+
+
+def absent(like: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
+    """An array on devices of which this process has none."""
+    if is_key(like.dtype):
+        words = words_of(like, sharding)
+        assert isinstance(words.sharding, NamedSharding)
+        return keys_of(absent(words, words.sharding), like.dtype, sharding)
+    return jax.make_array_from_single_device_arrays(like.shape, sharding, [], dtype=like.dtype)

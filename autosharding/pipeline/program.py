@@ -113,8 +113,11 @@ class PipelineProgram:
 
     @cached_property
     def shardings(self) -> tuple[NamedSharding, ...]:
-        """Of the arguments' arrays: on the first stage that reads them."""
+        """Of the arguments' arrays: on the stage that makes their new state, else on the first that reads them."""
         found: dict[int, NamedSharding] = {}
+        for programs in self.runner.pieces:
+            piece = programs.parts.piece
+            found.update((piece.inputs[i].of, programs.input_sharding(i)) for i in piece.state.values())
         for programs in self.runner.pieces:
             for i, port in enumerate(programs.parts.piece.inputs):
                 if port.kind == "step":

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from autosharding import placing
 from autosharding.executor import PlanRun
 from autosharding.graph import Op
 from autosharding.partition import partition_spec
 from autosharding.pipeline.parts import BEFORE, Flow, Key, Lane, Parts
 from autosharding.plan import AS_MADE
+from autosharding.processes import has_some, in_turn
 from autosharding.reshard import Move, SpecSpace, apply
 from autosharding.rules import rules_of
 
@@ -53,6 +55,20 @@ class Programs:
         """Part -> its program, of the parts that do something."""
         return {part: self._program(part, flow) for part, flow in self.parts.flows.items()}
 
+    @cached_property
+    def here(self) -> bool:
+        """Whether this process runs them: it has some of the devices."""
+        return has_some(self.mesh.devices.flat)
+
+    @cached_property
+    def constants(self) -> Mapping[Key, Any]:
+        """What the piece closed over, placed."""
+        graph, n = self.parts.graph, len(self.parts.piece.inputs)
+        return {
+            (graph.inputs[i].id, AS_MADE): placing.placed(c, self.input_sharding(i))
+            for i, c in enumerate(graph.constants, n)
+        }
+
     def input_sharding(self, i: int) -> NamedSharding:
         """How an input of the piece lies."""
         return NamedSharding(self.mesh, partition_spec(self.parts.plan.inputs[i].spec))
@@ -62,12 +78,25 @@ class Programs:
         assert lane.inside is not None
         return NamedSharding(self.mesh, self.outside_spec(lane.inside))
 
+    def sent(self, key: Key) -> jax.ShapeDtypeStruct:
+        """What is sent of a microbatch, and how it lies: never partial."""
+        v = self.parts.graph.values[key[0]]
+        spec = partition_spec(self.parts.spec(key).whole())
+        return jax.ShapeDtypeStruct(v.shape, v.aval.dtype, sharding=NamedSharding(self.mesh, spec))
+
+    def output(self, o: int) -> jax.ShapeDtypeStruct:
+        """An output of the piece that is not sent in the loop, and how it lies."""
+        v = self.parts.graph.outputs[o]
+        spec = self.outside_spec(self.parts.output_key(o))
+        return jax.ShapeDtypeStruct(v.shape, v.aval.dtype, sharding=NamedSharding(self.mesh, spec))
+
     def stack(self, key: Key) -> Any:
         """Puts together what the microbatches made of a value, in their order."""
         if key not in self._stacks:
             sharding = NamedSharding(self.mesh, self.outside_spec(key))
             axis = 1 if self.parts.spec(key).partial else 0  # terms lie along the first
-            self._stacks[key] = jax.jit(lambda *xs: jnp.stack(xs, axis), out_shardings=sharding)
+            stacked = jax.jit(lambda *xs: jnp.stack(xs, axis), out_shardings=sharding)
+            self._stacks[key] = in_turn(stacked, self.mesh.devices.flat)
         return self._stacks[key]
 
     def _program(self, part: int, flow: Flow) -> Program:
@@ -89,7 +118,7 @@ class Programs:
         )
         kept = {lane.inside for lane in parts.lanes if lane.kind == "sum" and lane.leaves in gives}
         donated = tuple(i for i, k in enumerate(takes) if k in kept)
-        return Program(takes, gives, jax.jit(mapped, donate_argnums=donated))
+        return Program(takes, gives, in_turn(jax.jit(mapped, donate_argnums=donated), self.mesh.devices.flat))
 
     def _sent_moves(self, lane: Lane) -> tuple[Move, ...]:
         """From the spec that a microbatch's array has to the one in which it is sent: never partial."""

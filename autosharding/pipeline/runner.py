@@ -1,9 +1,12 @@
-"""Runs a step as a pipeline: the tasks of a schedule in one order, each a program on the devices of its stage."""
+"""Runs a step as a pipeline: the tasks of a schedule in one order, each a program on the devices of its stage.
+
+Every process goes through all tasks in that order and runs those of its own stages. What is sent is put into its wires
+where it is made, and got where it is wanted.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,14 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from autosharding import placing
 from autosharding.graph import Graph, Literal
-from autosharding.pipeline.channel import Channel
+from autosharding.pipeline.channel import Channel, Wire, absent
 from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, WEIGHT, Key
 from autosharding.pipeline.programs import Programs
 from autosharding.plan import AS_MADE
+from autosharding.processes import has_some, processes_of
 from stage_dp import Kind, Schedule
 
 _PARTS = {Kind.FORWARD: FORWARD, Kind.BACKWARD: BACKWARD, Kind.WEIGHT: WEIGHT}
@@ -29,39 +33,37 @@ class Recipe:
     """What a task of a piece does, beside its program.
 
     Attributes:
-        receives: (what the body sees, id of the value sent, how it lies here).
+        receives: (what the body sees, where it arrives).
         counters: what the body sees of the microbatch's number.
-        sends: (what the program gives, id of the value).
+        sends: (what the program gives, where it is put: once for each receiver).
         sums: what the program gives -> the sum that it is now.
         stacks: what the program gives that is put together after the loop.
     """
 
-    receives: tuple[tuple[Key, int, NamedSharding], ...]
+    receives: tuple[tuple[Key, Wire], ...]
     counters: tuple[Key, ...]
-    sends: tuple[tuple[Key, int], ...]
+    sends: tuple[tuple[Key, tuple[Wire, ...]], ...]
     sums: Mapping[Key, Key]
     stacks: tuple[Key, ...]
 
 
-def _recipe(programs: Programs, part: int) -> Recipe:
-    parts, program = programs.parts, programs.by_part.get(part)
-    ports, gives = parts.piece, set(program.gives if program is not None else ())
-    receives, counters, sends, sums, stacks = [], [], [], {}, []
-    for lane in parts.lanes:
-        if lane.kind == "received" and lane.inside and lane.port is not None:
-            port = ports.inputs[lane.port]
-            if part == (BACKWARD if port.backward else FORWARD):
-                receives.append((lane.inside, port.of, programs.received_sharding(lane)))
-        elif lane.kind == "counter" and lane.inside:
-            counters.append(lane.inside)
-        elif lane.leaves in gives and lane.leaves is not None:
-            if lane.kind == "sent" and lane.port is not None:
-                sends.append((lane.leaves, ports.outputs[lane.port].of))
-            elif lane.kind == "sum" and lane.inside:
-                sums[lane.leaves] = lane.inside
-            elif lane.kind == "stacked":
-                stacks.append(lane.leaves)
-    return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks))
+@dataclass(frozen=True)
+class Hand:
+    """What is handed on once, after the loop: from the output of a piece to the input of another.
+
+    Attributes:
+        piece: that makes it.
+        key: what it is there.
+        to: the piece that reads it.
+        seen: what it is there.
+        wire: between them.
+    """
+
+    piece: int
+    key: Key
+    to: int
+    seen: Key
+    wire: Wire
 
 
 class Runner:
@@ -72,14 +74,23 @@ class Runner:
         pieces: the programs of each piece.
         schedule: which task runs when.
         rounds: id of each value sent after the loop -> the round in which it is made.
+        state: result index -> index of the input whose new state it is.
         channel: between stages.
     """
 
     def __init__(
-        self, graph: Graph, pieces: Sequence[Programs], schedule: Schedule, rounds: Mapping[int, int], channel: Channel
+        self,
+        graph: Graph,
+        pieces: Sequence[Programs],
+        schedule: Schedule,
+        rounds: Mapping[int, int],
+        state: Mapping[int, int],
+        channel: Channel,
     ) -> None:
         self.graph, self.pieces, self.schedule, self.rounds, self.channel = graph, pieces, schedule, rounds, channel
+        self.state = state
         self.last = _PARTS[schedule.last_kind]
+        self._feeds: dict[tuple[int, int, frozenset[Any]], tuple[NamedSharding, Wire]] = {}
 
     @cached_property
     def tasks(self) -> tuple[tuple[int, int, int], ...]:
@@ -90,24 +101,169 @@ class Runner:
     @cached_property
     def recipes(self) -> Mapping[tuple[int, int], Recipe]:
         """(piece, part) -> what its tasks do."""
-        pieces = enumerate(self.pieces)
-        return {(p, part): _recipe(programs, part) for p, programs in pieces for part in _PARTS.values()}
+        arrive: dict[tuple[int, int], list[tuple[Key, Wire]]] = {}
+        leave: dict[int, list[Wire]] = {}
+        for p, part, inside, value, to in self._received():
+            wire = self.channel.wire(self._sent[value], to)
+            arrive.setdefault((p, part), []).append((inside, wire))
+            leave.setdefault(value, []).append(wire)
+        return {
+            (p, part): _recipe(programs, part, arrive.get((p, part), ()), leave)
+            for p, programs in enumerate(self.pieces)
+            for part in _PARTS.values()
+        }
+
+    def _received(self) -> Iterator[tuple[int, int, Key, int, NamedSharding]]:
+        """(piece, part, what the body sees, id of the value sent, how it is wanted)."""
+        for p, programs in enumerate(self.pieces):
+            for lane in programs.parts.lanes:
+                if lane.kind == "received" and lane.inside and lane.port is not None:
+                    port = programs.parts.piece.inputs[lane.port]
+                    part = BACKWARD if port.backward else FORWARD
+                    yield p, part, lane.inside, port.of, programs.received_sharding(lane)
 
     @cached_property
-    def receivers(self) -> Mapping[int, int]:
-        """Id of a value that is sent in the loop -> how many pieces receive it."""
-        return Counter(value for recipe in self.recipes.values() for _, value, _ in recipe.receives)
+    def _sent(self) -> Mapping[int, jax.ShapeDtypeStruct]:
+        """Id of each value that is sent in the loop -> what is sent."""
+        return {
+            programs.parts.piece.outputs[lane.port].of: programs.sent(lane.leaves)
+            for programs in self.pieces
+            for lane in programs.parts.lanes
+            if lane.kind == "sent" and lane.port is not None and lane.leaves is not None
+        }
+
+    @cached_property
+    def hands(self) -> Mapping[int, Sequence[Hand]]:
+        """Round after the loop -> what is handed on at its end."""
+        found: dict[int, list[Hand]] = {}
+        made = {
+            port.of: (p, o)
+            for p, programs in enumerate(self.pieces)
+            for o, port in enumerate(programs.parts.piece.outputs)
+            if port.kind == "after"
+        }
+        for to, programs in enumerate(self.pieces):
+            for i, port in enumerate(programs.parts.piece.inputs):
+                if port.kind == "after":
+                    p, o = made[port.of]
+                    wire = self.channel.wire(self.pieces[p].output(o), programs.input_sharding(i))
+                    seen = programs.parts.graph.inputs[i].id, AS_MADE
+                    hand = Hand(p, self.pieces[p].parts.output_key(o), to, seen, wire)
+                    found.setdefault(self.rounds[port.of], []).append(hand)
+        return found
+
+    @cached_property
+    def n_rounds(self) -> int:
+        """Programs after the loop, one after another."""
+        return max(p.parts.n_parts for p in self.pieces) - AFTER
+
+    @cached_property
+    def readers(self) -> tuple[tuple[tuple[int, Key, NamedSharding], ...], ...]:
+        """For each input of the step (piece, what it is there, how it lies) of those that read it."""
+        found: list[list[tuple[int, Key, NamedSharding]]] = [[] for _ in self.graph.inputs]
+        for p, programs in enumerate(self.pieces):
+            for i, port in enumerate(programs.parts.piece.inputs):
+                if port.kind == "step":
+                    key = programs.parts.graph.inputs[i].id, AS_MADE
+                    found[port.of].append((p, key, programs.input_sharding(i)))
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def makers(self) -> Mapping[int, tuple[int, int]]:
+        """Result of the step -> (piece, its output)."""
+        return {
+            port.of: (p, o)
+            for p, programs in enumerate(self.pieces)
+            for o, port in enumerate(programs.parts.piece.outputs)
+            if port.kind == "step"
+        }
+
+    @cached_property
+    def absent(self) -> Mapping[int, Any]:
+        """Result of the step -> what stands for it, where it is on devices of which this process has none."""
+        found = {}
+        for i, (p, o) in self.makers.items():
+            if not self.pieces[p].here and not isinstance(self.graph.outputs[i], Literal):
+                like = self.pieces[p].output(o)
+                assert isinstance(like.sharding, NamedSharding)
+                found[i] = absent(like, like.sharding)
+        return found
+
+    @cached_property
+    def told(self) -> Mapping[int, Wire]:
+        """Result of the step -> the wire that brings it to all devices: scalars that are no state, for all to read."""
+        devices = list(dict.fromkeys(d for programs in self.pieces for d in programs.mesh.devices.flat))
+        if len(processes_of(devices)) == 1:
+            return {}
+        mesh = Mesh(np.array(devices), ("device",), axis_types=(AxisType.Auto,))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return {
+            i: self.channel.wire(self.pieces[p].output(o), everywhere)
+            for i, (p, o) in sorted(self.makers.items())
+            if not isinstance(a := self.graph.outputs[i], Literal) and not a.shape and i not in self.state
+        }
+
+    @cached_property
+    def stages(self) -> frozenset[frozenset[Any]]:
+        """The devices of each stage."""
+        return frozenset(frozenset(p.mesh.devices.flat) for p in self.pieces)
 
     @cached_property
     def numbers(self) -> tuple[tuple[Any, ...], ...]:
         """For each piece the microbatches' numbers on its devices."""
-        shardings = [NamedSharding(programs.mesh, PartitionSpec()) for programs in self.pieces]
         count = range(self.schedule.n_microbatches)
-        return tuple(tuple(jax.device_put(np.int32(m), s) for m in count) for s in shardings)
+        return tuple(
+            tuple(placing.placed(np.int32(m), NamedSharding(p.mesh, PartitionSpec())) for m in count) if p.here else ()
+            for p in self.pieces
+        )
+
+    def feed(self, k: int, x: Any, piece: int, want: NamedSharding) -> Any:
+        """An argument or constant as a piece wants it; None where that is not here.
+
+        What lies on the devices of another stage is sent from there, all else is at hand.
+        """
+        has, here = getattr(x, "sharding", None), self.pieces[piece].here
+        if has == want:
+            return x if here else None
+        if isinstance(has, NamedSharding) and has.device_set != want.device_set and has.device_set in self.stages:
+            leaves, wire = self._feed(k, x, piece, want)
+            wire.put(placing.brought(x, leaves) if has_some(has.device_set) else None)
+            return wire.get() if here else None
+        return placing.placed(x, want) if here else None
+
+    def _feed(self, k: int, x: Any, piece: int, want: NamedSharding) -> tuple[NamedSharding, Wire]:
+        """(how it leaves, the wire) for an argument on another stage: the same wire, however it lies there."""
+        devices = frozenset(x.sharding.device_set)
+        if (k, piece, devices) not in self._feeds:
+            read = (s for _, _, s in self.readers[k] if s.device_set == devices)
+            stage = next(p.mesh for p in self.pieces if frozenset(p.mesh.devices.flat) == devices)
+            leaves = next(read, NamedSharding(stage, PartitionSpec()))
+            came = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaves)
+            self._feeds[k, piece, devices] = leaves, self.channel.wire(came, want)
+        return self._feeds[k, piece, devices]
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         """The results, given the arguments' arrays and the constants."""
         return StepRun(self, arrays).results()
+
+
+def _recipe(
+    programs: Programs, part: int, receives: Sequence[tuple[Key, Wire]], leave: Mapping[int, Sequence[Wire]]
+) -> Recipe:
+    flow = programs.parts.flows.get(part)
+    gives = set(flow.gives) if flow is not None else set()
+    counters, sends, sums, stacks = [], [], {}, []
+    for lane in programs.parts.lanes:
+        if lane.kind == "counter" and lane.inside:
+            counters.append(lane.inside)
+        elif lane.leaves in gives and lane.leaves is not None:
+            if lane.kind == "sent" and lane.port is not None:
+                sends.append((lane.leaves, tuple(leave.get(programs.parts.piece.outputs[lane.port].of, ()))))
+            elif lane.kind == "sum" and lane.inside:
+                sums[lane.leaves] = lane.inside
+            elif lane.kind == "stacked":
+                stacks.append(lane.leaves)
+    return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks))
 
 
 class StepRun:
@@ -115,72 +271,71 @@ class StepRun:
 
     def __init__(self, runner: Runner, arrays: Sequence[Any]) -> None:
         self.runner = runner
-        self.there = [Held(p, self._placed(p, arrays)) for p in runner.pieces]
-        self.sent: dict[tuple[int, int], list[Any]] = {}  # (value, microbatch) -> the array, once for each receiver
+        self.there = [Held(p, dict(p.constants) if p.here else {}) for p in runner.pieces]
+        for k, x in enumerate(arrays):
+            for piece, key, want in runner.readers[k]:
+                self.there[piece].kept[key] = runner.feed(k, x, piece, want)
 
-    def _placed(self, programs: Programs, arrays: Sequence[Any]) -> dict[Key, Any]:
-        ports = programs.parts.piece.inputs
-        given = list(arrays) + list(programs.parts.graph.constants)
-        at = [p.of if p.kind == "step" else None for p in ports]
-        at += [len(arrays) + k for k in range(len(programs.parts.graph.constants))]
-        return {
-            (v.id, AS_MADE): placing.placed(given[k], programs.input_sharding(i))
-            for i, (v, k) in enumerate(zip(programs.parts.graph.inputs, at, strict=True))
-            if k is not None
-        }
+    @property
+    def here(self) -> list[Held]:
+        """The pieces that this process runs."""
+        return [held for held in self.there if held.programs.here]
 
     def results(self) -> list[Any]:
         """Run all tasks."""
-        for held in self.there:
+        runner = self.runner
+        for held in self.here:
             held.run(BEFORE)
-        for task in self.runner.tasks:
+        for task in runner.tasks:
             self.task(*task)
-        for held in self.there:
+        for held in self.here:
             held.close()
-        for r in range(max(p.parts.n_parts for p in self.runner.pieces) - AFTER):
-            if r:
-                self._hand_on(r - 1)
-            for held in self.there:
+        for r in range(runner.n_rounds):
+            for held in self.here:
                 held.run(AFTER + r)
-        return [self._result(i, a) for i, a in enumerate(self.runner.graph.outputs)]
+            for hand in runner.hands.get(r, ()):
+                self._hand_on(hand)
+        return [self._result(i, a) for i, a in enumerate(runner.graph.outputs)]
 
     def task(self, piece: int, part: int, microbatch: int) -> None:
         """Start one."""
         runner, held = self.runner, self.there[piece]
         recipe = runner.recipes[piece, part]
+        if not held.programs.here:
+            for _, wires in recipe.sends:
+                for wire in wires:
+                    wire.put(None)
+            return
         own = held.by_microbatch.setdefault(microbatch, {})
-        for key, value, sharding in recipe.receives:
-            own[key] = runner.channel.send(self.sent[value, microbatch].pop(), sharding)
+        for key, wire in recipe.receives:
+            own[key] = wire.get()
         for key in recipe.counters:
             own[key] = runner.numbers[piece][microbatch]
         held.run_one(part, recipe, own)
-        for key, value in recipe.sends:
-            self.sent[value, microbatch] = [own[key]] * runner.receivers[value]
+        for key, wires in recipe.sends:
+            for wire in wires:
+                wire.put(own[key])
         if part == runner.last:
             held.drop(microbatch)
 
-    def _hand_on(self, done: int) -> None:
-        """What was known after a round, to those that read it in the next."""
-        made = {}
-        for held in self.there:
-            for o, port in enumerate(held.programs.parts.piece.outputs):
-                if port.kind == "after" and self.runner.rounds[port.of] == done:
-                    made[port.of] = held.value(held.programs.parts.output_key(o))
-        for held in self.there:
-            for i, port in enumerate(held.programs.parts.piece.inputs):
-                if port.kind == "after" and port.of in made:
-                    key = held.programs.parts.graph.inputs[i].id, AS_MADE
-                    held.kept[key] = self.runner.channel.send(made[port.of], held.programs.input_sharding(i))
+    def _hand_on(self, hand: Hand) -> None:
+        """What was known after a round, to one that reads it in a later one."""
+        made, reads = self.there[hand.piece], self.there[hand.to]
+        hand.wire.put(made.kept[hand.key] if made.programs.here else None)
+        if reads.programs.here:
+            reads.kept[hand.seen] = hand.wire.get()
 
     def _result(self, i: int, a: Any) -> Any:
-        for held in self.there:
-            for o, port in enumerate(held.programs.parts.piece.outputs):
-                if port.kind == "step" and port.of == i:
-                    atom = held.programs.parts.graph.outputs[o]
-                    if isinstance(atom, Literal):
-                        return jnp.asarray(atom.value, atom.aval.dtype)
-                    return held.value(held.programs.parts.output_key(o))
-        raise AssertionError(f"no piece makes result {i}")
+        runner = self.runner
+        if isinstance(a, Literal):
+            return jnp.asarray(a.value, a.aval.dtype)
+        piece, o = runner.makers[i]
+        held = self.there[piece]
+        x = held.kept[held.programs.parts.output_key(o)] if held.programs.here else None
+        if (wire := runner.told.get(i)) is not None:
+            wire.put(x)
+            return wire.get()
+        return runner.absent[i] if x is None else x
 
 
 class Held:
@@ -191,10 +346,6 @@ class Held:
         self.kept = inputs
         self.by_microbatch: dict[int, dict[Key, Any]] = {}
         self.stacks: dict[Key, list[Any]] = {}
-
-    def value(self, key: Key) -> Any:
-        """An array that belongs to no microbatch."""
-        return self.kept[key]
 
     def run(self, part: int) -> None:
         """Run what comes before or after the microbatches, if there is anything."""
