@@ -25,7 +25,9 @@ from autosharding.errors import UnknownModel as UnknownModel
 from autosharding.errors import UnsupportedProgram as UnsupportedProgram
 from autosharding.graph import Graph as Graph
 from autosharding.pipeline import PipelinePlan as PipelinePlan
+from autosharding.pipeline import bring as bring
 from autosharding.pipeline import load_plan as load_plan
+from autosharding.pipeline import spread as spread
 from autosharding.plan import Plan as Plan
 from autosharding.rules.user import register_user_rule as rule
 from autosharding.spec import Spec as Spec
@@ -47,10 +49,12 @@ __all__ = [
     "Step",
     "UnknownModel",
     "UnsupportedProgram",
+    "bring",
     "capture",
     "compare",
     "load_plan",
     "parallelize",
     "plan",
     "rule",
+    "spread",
 ]

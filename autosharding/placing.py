@@ -160,8 +160,8 @@ def _from_global(x: Any, want: NamedSharding) -> Any:
         return placed(x.addressable_data(0), want)
     raise MeshMismatch(
         f"An argument {x.dtype}{list(x.shape)} lies over {len(x.sharding.device_set)} devices of several processes as "
-        f"{x.sharding}, and the step wants it on {want.mesh.size} others. Bring it there first, as "
-        "step.shardings(...) says, or pass an array of numpy that is equal on all processes."
+        f"{x.sharding}, and the step wants it on {want.mesh.size} others. Bring it there first, "
+        "asd.bring(state, step.shardings(state, batch)[0]), or pass a numpy array that is equal on all processes."
     )
 
 

@@ -14,6 +14,8 @@ from autosharding.pipeline.plan import load_plan as load_plan
 from autosharding.pipeline.plan import plan_from_json as plan_from_json
 from autosharding.pipeline.program import PipelineProgram as PipelineProgram
 from autosharding.pipeline.program import plan_pipeline as plan_pipeline
+from autosharding.pipeline.spread import bring as bring
+from autosharding.pipeline.spread import spread as spread
 
 __all__ = [
     "RUNNABLE",
@@ -21,8 +23,10 @@ __all__ = [
     "PipelinePlan",
     "PipelineProgram",
     "Planner",
+    "bring",
     "load_plan",
     "pipelined",
     "plan_from_json",
     "plan_pipeline",
+    "spread",
 ]

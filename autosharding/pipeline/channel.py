@@ -71,7 +71,7 @@ def route(came: NamedSharding, to: NamedSharding, rank: int) -> Route:
         leave = None if came.is_fully_replicated else _brought(left)
     if left.is_fully_replicated:
         over = to if to.is_fully_replicated else NamedSharding(to.mesh, PartitionSpec())
-        sources = tuple(from_.flat[j % from_.size] for j in range(n))
+        sources = tuple(_near(from_, j, d) for j, d in enumerate(there.flat))
     else:
         each = n // from_.size
         names = (*left.mesh.axis_names, "".join(left.mesh.axis_names) + "_copies")
@@ -79,6 +79,12 @@ def route(came: NamedSharding, to: NamedSharding, rank: int) -> Route:
         sources = tuple(np.repeat(from_.ravel(), each))
     arrive = None if over.is_equivalent_to(to, rank) else _brought(to)
     return Route(leave, left, over if arrive else to, sources, arrive)
+
+
+def _near(devices: np.ndarray, j: int, to: Any) -> Any:
+    """The j-th of the devices, counted round; of those in the process of `to` where there are some."""
+    near = [d for d in devices.flat if d.process_index == to.process_index] or list(devices.flat)
+    return near[j % len(near)]
 
 
 def _brought(to: NamedSharding) -> Callable[[Any], Any]:
@@ -131,7 +137,7 @@ class _Put:
         return x if self.route.arrive is None else self.route.arrive(x)
 
 
-def absent(like: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
+def absent(like: Any, sharding: NamedSharding) -> Any:
     """An array on devices of which this process has none."""
     if is_key(like.dtype):
         words = words_of(like, sharding)

@@ -19,7 +19,7 @@ from jax.experimental import transfer
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from autosharding.keys import is_key, keys_of, words_of
-from autosharding.pipeline.channel import Channel, DevicePut, Wire, devices_of, route
+from autosharding.pipeline.channel import Channel, DevicePut, Wire, absent, devices_of, route
 from autosharding.processes import gather, processes_of
 
 PLACES = 40
@@ -83,7 +83,7 @@ class _Pulled:
 
     def __init__(self, channel: Transfer, came: jax.ShapeDtypeStruct, to: NamedSharding) -> None:
         assert isinstance(came.sharding, NamedSharding)
-        self.channel, self.shape, me = channel, came.shape, jax.process_index()
+        self.channel, self.came, self.to, me = channel, came, to, jax.process_index()
         self.route = route(came.sharding, to, len(came.shape))
         ends = list(zip(self.route.sources, devices_of(self.route.over).flat, strict=True))
         tile = self.route.over.shard_shape(came.shape)
@@ -120,13 +120,15 @@ class _Pulled:
 
     def get(self) -> Any:
         """Pull the tiles of the next array."""
+        if not self.order:
+            return absent(self.came, self.to)
         tiles: list[Any] = list(self.queue.popleft()) if self.own else []
         for process, wanted in self.pulls.items():
             tiles += self.channel.connection(process).pull(self.to_me + self.got, wanted)
         self.got += 1
         there = {next(iter(t.sharding.device_set)): t for t in tiles}
         x = jax.make_array_from_single_device_arrays(
-            self.shape, self.route.over, [there[d] for d in self.order], dtype=tiles[0].dtype
+            self.came.shape, self.route.over, [there[d] for d in self.order], dtype=self.came.dtype
         )
         return x if self.route.arrive is None else self.route.arrive(x)
 
