@@ -82,7 +82,7 @@ def gpt_problem(layers: int, mesh: str, batch: int, *, limited: bool) -> ilp.Pro
 
 def limited_to(problem: ilp.Problem, share: float) -> ilp.Problem:
     """The same under ``share`` of the free optimum's peak."""
-    free = ilp.solve(problem, gap=1e-4)
+    free = ilp.solve(problem, gap=FREE_GAP)
     return replace(problem, name=f"{problem.name}-{share}", limit=int(share * problem.peak(free.choice)[0]))
 
 

@@ -63,6 +63,13 @@ class Clock:
         """Seconds left; None if they are not limited."""
         return None if self.seconds is None else max(0.0, self.seconds - self.spent)
 
+    @property
+    def spent_out(self) -> bool:
+        """Whether all that may be spent is spent."""
+        if self.seconds is not None and self.spent >= self.seconds:
+            return True
+        return self.work is not None and self.done >= self.work
+
     def over(self, share: float = 1.0) -> bool:
         """Whether ``share`` of what may be spent is spent, or the gap is reached."""
         if relative_gap(self.objective, self.bound) <= self.gap:

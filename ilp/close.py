@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import numpy as np
@@ -102,6 +103,8 @@ def close(
             before, gap = relaxation.bound, incumbent.cost - relaxation.bound
             climb(relaxation, incumbent, clock, rng, 1.0, CLIMB[part])
             climbing = relaxation.bound - before > RESTING * gap
+        else:
+            _settle(relaxation, incumbent, clock)
         if clock.over():
             break
         if incumbent.follow(relaxation, FOLLOWED):
@@ -128,6 +131,15 @@ def close(
         descend(relaxation, incumbent, clock, rng, POLISH, None)
     incumbent.exchange(relaxation, clock)
     return min(max(bound, clock.bound), incumbent.cost)
+
+
+def _settle(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
+    """Sweep on at the best prices while that closes the gap: a better choice since may have made it worth while."""
+    before = -math.inf
+    while relaxation.bound - before > RESTING * (incumbent.cost - relaxation.bound) and not clock.over():
+        before = relaxation.bound
+        relaxation.ascend(SETTLING, clock)
+        clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
 
 
 def _improve(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part) -> None:

@@ -7,12 +7,19 @@ from numba import njit
 
 from ilp.tables import EXACT, Table, Tables
 
-__all__ = ["undominated"]
+__all__ = ["in_order", "undominated"]
 
 Held = tuple[tuple[tuple[int, int], Table], ...]
 
 MANY_ROWS = 48
 """Memory rows of one node beyond which they are compared one by one, not moment by moment."""
+
+
+def in_order(held: dict[tuple[int, int], Table]) -> Held:
+    """A node's memory rows with only the order of their moments kept: the same for the same node of every layer."""
+    rank = {at: k for k, at in enumerate(sorted({at for span in held for at in span}))}
+    rows = [((rank[lo], rank[hi]), usage) for (lo, hi), usage in held.items()]
+    return tuple(sorted(rows, key=lambda row: (row[0], row[1].serial)))
 
 
 def undominated(tables: Tables, cost: Table, around: tuple[Table, ...], held: Held) -> np.ndarray:

@@ -101,10 +101,13 @@ def binding_times(problem: Problem) -> np.ndarray:
     lo, hi = problem.spans
     steps = np.zeros(len(problem.times) + 1, dtype=np.int64)
     starts, ends = np.zeros(len(steps), dtype=bool), np.zeros(len(steps), dtype=bool)
-    for row, begin, end in zip(problem.memory, lo, hi, strict=True):
+    largest: dict[int, int] = {}
+    for row, begin, end in zip(problem.memory, lo.tolist(), hi.tolist(), strict=True):
         if begin < end:
-            steps[begin] += row.usage.max()
-            steps[end] -= row.usage.max()
+            if id(row.usage) not in largest:
+                largest[id(row.usage)] = int(row.usage.max())
+            steps[begin] += largest[id(row.usage)]
+            steps[end] -= largest[id(row.usage)]
             starts[begin] = ends[end] = True
     full = np.cumsum(steps)[:-1] > problem.limit
     last_of_growth = starts_pending(starts, ends)

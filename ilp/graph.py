@@ -36,13 +36,11 @@ class Graph:
         self.changed_nodes: dict[int, None] = dict.fromkeys(range(len(problem.costs)))
         for edge in problem.edges:
             self.join(edge.u, edge.v, self.tables.shared(edge.cost))
-        for row in problem.memory:
-            self._hold_row(row)
-
-    def _hold_row(self, row: Memory) -> None:
-        lo, hi = (int(at) for at in np.searchsorted(self.moments, (row.lo, row.hi)))
-        if lo < hi:
-            self.hold(row.node, lo, hi, self.tables.shared(row.usage))
+        begins = np.searchsorted(self.moments, [row.lo for row in problem.memory]).tolist()
+        ends = np.searchsorted(self.moments, [row.hi for row in problem.memory]).tolist()
+        for row, lo, hi in zip(problem.memory, begins, ends, strict=True):
+            if lo < hi:
+                self.hold(row.node, lo, hi, self.tables.shared(row.usage))
 
     def join(self, u: int, v: int, matrix: Table) -> None:
         """Add an edge; parallel ones add up."""
@@ -81,11 +79,11 @@ class Graph:
         old = self.held[u].pop((lo, hi), None)
         if old is not None:
             usage = self.tables.plus(old, usage)
-        least = int(usage.array.min())
+        least, most = usage.ends
         if least:
             self.room[lo:hi] -= least
             usage = self.tables.less(usage, least)
-        if usage.array.any():
+        if least < most:
             self.held[u][lo, hi] = usage
 
     def keep(self, u: int, mask: np.ndarray) -> None:
@@ -157,7 +155,7 @@ class Graph:
         steps = np.zeros(len(self.room) + 1, dtype=np.int64)
         for rows in self.held:
             for (lo, hi), usage in rows.items():
-                most = int(usage.array.max())
+                _, most = usage.ends
                 steps[lo] += most
                 steps[hi] -= most
         if (self.room < 0).any():

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import marshal
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from ilp.problem import Edge, Memory, Problem, ProblemError
 
@@ -25,6 +28,9 @@ __all__ = ["FORBIDDEN", "load_json", "read_problem", "read_solution", "write_pro
 
 FORBIDDEN = 10**18
 """The format's way to write an infinite cost."""
+
+MARSHAL = 2
+"""Version of Python's own byte format in which equal values are equal bytes: later ones write shared objects once."""
 
 
 def read_problem(path: str | Path) -> Problem:
@@ -63,8 +69,8 @@ def load_json(path: Path) -> Any:
         except (EOFError, OSError, zlib.error) as error:
             raise ProblemError(f"{path}: the gzip stream is damaged or cut short ({error}); fetch it again.") from error
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
         raise ProblemError(f"{path}: not JSON ({error}).") from error
 
 
@@ -109,22 +115,41 @@ def _pair(path: Path, pair: Any, where: str) -> tuple[int, int]:
 
 
 class _Prices:
-    """Lists to arrays; equal lists to one array."""
+    """Lists to arrays; equal lists to one array, of which each is made once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.made: dict[tuple[bytes, tuple[int, ...], str], np.ndarray] = {}
         self.seen: dict[tuple[bytes, tuple[int, ...], str], np.ndarray] = {}
 
     def vector(self, values: Any, where: str) -> np.ndarray:
-        return self._shared(self._numbers(values, where).astype(np.float64), forbid=True)
+        return self._made(values, (), lambda: self._vector(values, where))
 
     def usage(self, values: Any, where: str) -> np.ndarray:
+        return self._made(values, (), lambda: self._usage(values, where), "bytes")
+
+    def matrix(self, values: Any, rows: int, columns: int, where: str) -> np.ndarray:
+        return self._made(values, (rows, columns), lambda: self._matrix(values, rows, columns, where))
+
+    def _made(
+        self, values: Any, shape: tuple[int, ...], make: Callable[[], np.ndarray], kind: str = "seconds"
+    ) -> np.ndarray:
+        """Files repeat few lists many times: a list is known by its bytes."""
+        key = (marshal.dumps(values, MARSHAL), shape, kind)
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def _vector(self, values: Any, where: str) -> np.ndarray:
+        return self._shared(self._numbers(values, where).astype(np.float64), forbid=True)
+
+    def _usage(self, values: Any, where: str) -> np.ndarray:
         numbers = self._numbers(values, where)
         if numbers.dtype.kind != "i":
             raise ProblemError(f"{self.path}: {where} must be whole numbers of bytes.")
         return self._shared(numbers, forbid=False)
 
-    def matrix(self, values: Any, rows: int, columns: int, where: str) -> np.ndarray:
+    def _matrix(self, values: Any, rows: int, columns: int, where: str) -> np.ndarray:
         numbers = self._numbers(values, f"the costs of {where}")
         if len(numbers) != rows * columns:
             raise ProblemError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ilp.dominance import undominated
+from ilp.dominance import in_order, undominated
 from ilp.graph import Graph, NothingLeft
 from ilp.problem import Problem
 
@@ -122,7 +122,7 @@ def dominate(graph: Graph, u: int) -> None:
     if len(cost) == 1:
         return
     around = tuple(sorted(graph.near[u].values(), key=lambda table: table.serial))
-    held = tuple(graph.held[u].items())
+    held = in_order(graph.held[u])
     key = ("undominated", cost, around, held)
     mask = graph.tables.remember(key, lambda: undominated(graph.tables, cost, around, held))
     if not mask.all():

@@ -168,6 +168,7 @@ def _verify_memory(problem: Problem) -> None:
     if problem.limit is not None and problem.limit < 0:
         raise ProblemError(f"{problem.name}: the memory limit is {problem.limit} bytes; it cannot be negative.")
     nodes = len(problem.costs)
+    checked: set[int] = set()
     for at, row in enumerate(problem.memory):
         where = f"{problem.name}: memory row {at} (node {row.node}, times {row.lo} to {row.hi})"
         if not 0 <= row.node < nodes:
@@ -181,8 +182,9 @@ def _verify_memory(problem: Problem) -> None:
                 f"{where}: usage has shape {row.usage.shape}, but the node has "
                 f"{len(problem.costs[row.node])} strategies."
             )
-        if (row.usage < 0).any():
+        if id(row.usage) not in checked and (row.usage < 0).any():
             raise ProblemError(f"{where}: usage {int(row.usage.min())} bytes is negative.")
+        checked.add(id(row.usage))
 
 
 def _verify_prices(prices: np.ndarray, where: str) -> None:

@@ -56,7 +56,7 @@ class Relaxation:
         self.priced = charge(self.flat.at, self.rows, prices, self.cost)
 
     def ascend(self, sweeps: int, clock: Clock) -> float:
-        """Sweep there and back; return the last bound at these prices, keep the best."""
+        """Sweep there and back, at least once; return the last bound at these prices, keep the best."""
         now = -math.inf
         owed = float(self.prices.sum()) * self.limit
         for _ in range(sweeps):
@@ -67,6 +67,8 @@ class Relaxation:
             if now > self.bound:
                 self.bound, self.best_prices = now, self.prices
             clock.spend(self.entries)
+            if clock.spent_out:
+                break
         return now
 
     def secure(self, bound: float) -> float:

@@ -20,7 +20,7 @@ from ilp.prices import find_prices, find_prices_exactly
 from ilp.primal import first, read_around, repair, spread
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation, relax
-from ilp.ties import alike, tied
+from ilp.ties import alike, tied, untied
 
 __all__ = ["Found", "search"]
 
@@ -47,6 +47,9 @@ CLIMB = {"all": 0.35, "improve": 0.3, "prove": 0.7}
 
 SLOPES = {"all": 400, "improve": 200, "prove": 100_000}
 """Sweeps of that."""
+
+ROUNDS = 200
+"""Looks at the bound, at most."""
 
 SWEEPS = 20
 """Sweeps between two looks at the bound."""
@@ -91,9 +94,13 @@ def search(
     if limited and incumbent.choice is None and part != "prove":
         first(relaxation, incumbent, clock, rng)
         clock.tell("first")
-    known = known or (_layers(problem, clock) if start is None and part != "improve" else [])
+    known = known or (_layers(relaxation, clock) if start is None and part != "improve" else [])
     for choice in known:
         incumbent.offer(relaxation, choice, clock)
+    if relaxation.best_prices.any():
+        _bound(relaxation, incumbent, clock, rng)
+        fuse(relaxation, incumbent, clock, part)
+        clock.tell("layers")
     oracle = _prices(relaxation, incumbent, clock, rng, known, part) if limited else None
     if limited and oracle is None:
         climb(relaxation, incumbent, clock, rng, CLIMB[part], SLOPES[part])
@@ -116,23 +123,32 @@ def _whole(problem: Problem, clock: Clock) -> tuple[tuple[int, ...] | None, floa
     return found.choice, found.bound
 
 
-def _layers(problem: Problem, clock: Clock) -> list[np.ndarray]:
-    """Choices of the problem in which identical layers are tied; none where there are no such layers."""
+def _layers(whole: Relaxation, clock: Clock) -> list[np.ndarray]:
+    """Choices of the problem in which identical layers are tied; none where there are no such layers.
+
+    The whole problem's prices and messages start from those of the tied one.
+    """
+    problem = whole.problem
     if len(problem.costs) < REPEATED:
         return []
     classes = alike(problem)
     if classes.max() > TIED * len(classes):
         return []
     small = tied(problem, classes)
-    inner = clock.inner(max(clock.gap, TIED_GAP), 0.5)
+    inner = clock.inner(max(clock.gap, TIED_GAP) if len(whole.prices) else clock.gap, 0.5)
     incumbent = Incumbent()
     relaxation = relax(small)
     rng = np.random.default_rng(0)
     if len(relaxation.prices):
         oracle = Oracle(relaxation, _whole, TIED_GAP)
         find_prices_exactly(relaxation, incumbent, inner, rng, oracle)
-    else:
-        _bound(relaxation, incumbent, inner, rng)
+        if not oracle.quick:
+            find_prices(relaxation, incumbent, inner, rng, list(incumbent.seen.values()))
+    _bound(relaxation, incumbent, inner, rng)
+    whole.messages[:] = untied(whole.flat, relaxation.flat, classes, relaxation.messages)
+    if relaxation.best_prices.any():
+        whole.set_prices(relaxation.best_prices)
+        whole.ascend(1, clock)
     return [choice[classes] for choice in incumbent.seen.values()]
 
 
@@ -192,7 +208,7 @@ def _stop(clock: Clock) -> Stop:
 def _bound(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> None:
     """Raise the bound at the best prices as far as messages take it, offering choices on the way."""
     last = -math.inf
-    for _ in range(40):
+    for _ in range(ROUNDS):
         now = relaxation.ascend(SWEEPS, clock)
         clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
         for forward in (True, False):

@@ -22,11 +22,19 @@ EXACT = 2e-15
 class Table:
     """An array that is never written to; equal only to itself."""
 
-    __slots__ = ("array", "serial")
+    __slots__ = ("_ends", "array", "serial")
 
     def __init__(self, array: np.ndarray, serial: int) -> None:
         self.array = array
         self.serial = serial
+        self._ends: tuple[int, int] | None = None
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Of bytes: the fewest and the most."""
+        if self._ends is None:
+            self._ends = int(self.array.min()), int(self.array.max())
+        return self._ends
 
     def __len__(self) -> int:
         return len(self.array)

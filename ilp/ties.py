@@ -1,9 +1,9 @@
 """Identical layers, tied: nodes that look alike as far as a few steps around them take one strategy together.
 
 A transformer of 24 layers becomes one of a handful. What is lost is that layers could differ; what is found is the
-price of memory and choices of the whole problem, in the time that the handful takes. Nodes are told apart by colour
-refinement (B. Weisfeiler, A. Leman, "The reduction of a graph to canonical form", 1968), stopped early: each further
-round would tell one more layer from its neighbours, from both ends inwards.
+price of memory, choices of the whole problem and messages to start from, in the time that the handful takes. Nodes
+are told apart by colour refinement (B. Weisfeiler, A. Leman, "The reduction of a graph to canonical form", 1968),
+stopped early: each further round would tell one more layer from its neighbours, from both ends inwards.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from ilp.flat import Flat
 from ilp.problem import Edge, Memory, Problem
 
-__all__ = ["alike", "tied"]
+__all__ = ["alike", "tied", "untied"]
 
 ROUNDS = 6
 """Steps that are looked at around a node: enough to tell the roles within a layer apart."""
@@ -64,3 +65,23 @@ def tied(problem: Problem, classes: np.ndarray) -> Problem:
             edges.append(Edge(u, v, scaled.setdefault((same, count), cost * count)))
     memory = tuple(Memory(int(classes[row.node]), row.lo, row.hi, row.usage) for row in problem.memory)
     return replace(problem, costs=tuple(costs), edges=tuple(edges), memory=memory)
+
+
+def untied(whole: Flat, small: Flat, classes: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """Messages of the whole problem that those of the tied one say: each edge takes its share of what it stood in.
+
+    Edges within a class get none. Any messages give a bound; these are near the best where layers are many.
+    """
+    out = np.zeros(int(whole.message[-1]))
+    n = len(small.at) - 1
+    there = np.repeat(np.arange(n), np.diff(small.slots)) * n + small.far
+    near = np.repeat(classes, np.diff(whole.slots))
+    here = near * n + classes[whole.far]
+    slots = np.flatnonzero(near != classes[whole.far])
+    source = np.searchsorted(there, here[slots])
+    copies = np.bincount(source, minlength=len(there))[source]
+    sizes = np.diff(whole.message)[slots]
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    taken = messages[np.repeat(small.message[source], sizes) + within]
+    out[np.repeat(whole.message[slots], sizes) + within] = taken / np.repeat(copies, sizes)
+    return out
