@@ -1,8 +1,14 @@
 """The examples run as they stand, and give the numbers of one device."""
 
 import importlib.util
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 
 import equinox as eqx
 import jax
@@ -67,6 +73,64 @@ def test_gpt_learns(capsys):
     load("train_gpt").main(["--steps", "200"])
     losses = re.findall(r"loss (\S+) nats", capsys.readouterr().out)
     assert float(losses[-1]) < 2.6
+
+
+TINY = ("--hidden", "16", "--sequence", "8", "--batch", "8")
+
+
+def losses_in(text):
+    return {int(i): float(x) for i, x in re.findall(r"step +(\d+)   loss (\S+) nats", text)}
+
+
+@pytest.mark.slow
+def test_half_of_the_devices_are_lost(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    load("elastic_restart").main(["--steps", "6", *TINY])
+    out = capsys.readouterr().out
+    assert "goes on from the checkpoint of step 2" in out
+    assert float(out.split()[-1]) < 1e-4
+    assert sorted(losses_in(out)) == list(range(6))
+
+
+@pytest.mark.slow
+def test_a_process_is_killed_and_the_training_goes_on_with_fewer(tmp_path):
+    command = [sys.executable, EXAMPLES / "train_multihost.py", *TINY, "--every", "2", "--checkpoints", tmp_path]
+    with subprocess.Popen([*command, "--steps", "1000"], stdout=PIPE, stderr=PIPE, text=True) as started:
+        lines, pids = [], []
+        for line in started.stdout:
+            lines.append(line)
+            if line.startswith("processes"):
+                pids = list(map(int, line.split()[1:]))
+            if line.startswith("step    4"):
+                os.kill(pids[1], signal.SIGKILL)
+                break
+        began = time.monotonic()
+        rest, errors = started.communicate(timeout=60)
+        assert time.monotonic() - began < 60
+    assert started.returncode == 1
+    assert "process 1 of 2 was killed by SIGKILL" in errors
+    assert not any(is_there(p) for p in pids)
+    saved = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    done = subprocess.run(
+        [*command, "--processes", "1", "--stages", "1", "--steps", str(saved[-1] + 3)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"goes on from the checkpoint of step {saved[-1]}" in done.stdout
+    before, after = losses_in("".join(lines) + rest), losses_in(done.stdout)
+    assert min(after) == saved[-1] + 1
+    both = before.keys() & after.keys()
+    np.testing.assert_allclose([after[i] for i in both], [before[i] for i in both], rtol=1e-4)
+    assert max(after) == saved[-1] + 2
+
+
+def is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_notebook():
