@@ -22,6 +22,11 @@ from autosharding.processes import has_some, in_turn
 class Wire(Protocol):
     """A way for arrays of one shape, dtype and sharding."""
 
+    @property
+    def lies(self) -> NamedSharding:
+        """How they lie where they arrive."""
+        ...
+
     def put(self, x: Any | None) -> None:
         """Send an array; None where it is another process's."""
         ...
@@ -34,8 +39,8 @@ class Wire(Protocol):
 class Channel(Protocol):
     """Makes wires. All processes ask for the same ones in the same order."""
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> Wire:
-        """A wire for arrays as `came`, with its sharding, that are wanted as `to`."""
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
+        """A wire for arrays as `came`, with its sharding, that are wanted as `to`: just so, or only on its devices."""
         ...
 
 
@@ -58,8 +63,8 @@ class Route:
     arrive: Callable[[Any], Any] | None
 
 
-def route(came: NamedSharding, to: NamedSharding, rank: int) -> Route:
-    """The route of an array of this rank.
+def route(came: NamedSharding, to: NamedSharding, rank: int, *, exact: bool = True) -> Route:
+    """The route of an array of this rank, to lie as wanted or, if that need not be exact, on the devices wanted.
 
     As many devices: as it lies. A multiple of them: as it lies, each tile to several devices. Else it leaves whole.
     """
@@ -77,8 +82,9 @@ def route(came: NamedSharding, to: NamedSharding, rank: int) -> Route:
         names = (*left.mesh.axis_names, "".join(left.mesh.axis_names) + "_copies")
         over = NamedSharding(Mesh(there.reshape(*from_.shape, each), names), left.spec)
         sources = tuple(np.repeat(from_.ravel(), each))
-    arrive = None if over.is_equivalent_to(to, rank) else _brought(to)
-    return Route(leave, left, over if arrive else to, sources, arrive)
+    if over.is_equivalent_to(to, rank):
+        return Route(leave, left, to, sources, None)
+    return Route(leave, left, over, sources, _brought(to) if exact else None)
 
 
 def _near(devices: np.ndarray, j: int, to: Any) -> Any:
@@ -102,16 +108,17 @@ class DevicePut:
     It returns at once where every piece that arrives is a piece that was there, as on a `Route`.
     """
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> Wire:
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
         """A wire."""
-        return _Put(came, to)
+        return _Put(came, to, exact)
 
 
 class _Put:
-    def __init__(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> None:
+    def __init__(self, came: jax.ShapeDtypeStruct, to: NamedSharding, exact: bool) -> None:
         self.came = came
         assert isinstance(came.sharding, NamedSharding)
-        self.route = route(came.sharding, to, len(came.shape))
+        self.route = route(came.sharding, to, len(came.shape), exact=exact)
+        self.lies = self.route.over if self.route.arrive is None else to
         self.here = has_some(devices_of(to).flat)
         self.within = came.sharding.is_fully_addressable and to.is_fully_addressable
         self.queue: deque[Any] = deque()

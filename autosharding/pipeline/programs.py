@@ -43,10 +43,15 @@ class Programs:
     Args:
         parts: what each of them does.
         mesh: the devices, with the axes of the plan.
+
+    Attributes:
+        arriving: what is received for a microbatch in another split than wanted. The first program that reads it brings
+            it there and, if others do too, gives it to them.
     """
 
     def __init__(self, parts: Parts, mesh: Mesh) -> None:
         self.parts, self.mesh = parts, mesh
+        self.arriving: set[Key] = set()
         self.rules = rules_of(parts.graph)
         self._stacks: dict[Key, Any] = {}
 
@@ -118,7 +123,25 @@ class Programs:
         )
         kept = {lane.inside for lane in parts.lanes if lane.kind == "sum" and lane.leaves in gives}
         donated = tuple(i for i, k in enumerate(takes) if k in kept)
-        return Program(takes, gives, in_turn(jax.jit(mapped, donate_argnums=donated), self.mesh.devices.flat))
+        passed = self._passed_on(part, takes)
+
+        def run(*arrays: Any) -> tuple[Any, ...]:
+            there = list(arrays)
+            for i in passed:
+                lies = NamedSharding(self.mesh, self.outside_spec(takes[i]))
+                there[i] = jax.lax.with_sharding_constraint(there[i], lies)
+            return (*mapped(*there), *(there[i] for i in passed))
+
+        jitted = jax.jit(run, donate_argnums=donated)
+        return Program(takes, (*gives, *(takes[i] for i in passed)), in_turn(jitted, self.mesh.devices.flat))
+
+    def _passed_on(self, part: int, takes: Sequence[Key]) -> list[int]:
+        """Which of the keys that a part takes are brought into their split by it, for later parts too."""
+        flows = self.parts.flows
+        here = [i for i, k in enumerate(takes) if k in self.arriving]
+        before = {k for p, flow in flows.items() if p < part for k in flow.takes}
+        after = {k for p, flow in flows.items() if p > part for k in flow.takes}
+        return [i for i in here if takes[i] in after - before]
 
     def _sent_moves(self, lane: Lane) -> tuple[Move, ...]:
         """From the spec that a microbatch's array has to the one in which it is sent: never partial."""

@@ -90,6 +90,7 @@ class Runner:
         self.graph, self.pieces, self.schedule, self.rounds, self.channel = graph, pieces, schedule, rounds, channel
         self.state = state
         self.last = _PARTS[schedule.last_kind]
+        self.recipes = self._recipes()
         self._feeds: dict[tuple[int, int, frozenset[Any]], tuple[NamedSharding, Wire]] = {}
 
     @cached_property
@@ -98,15 +99,16 @@ class Runner:
         order = (t for t in self.schedule.order if t.kind in _PARTS)
         return tuple((self.schedule.piece(t), _PARTS[t.kind], t.microbatch) for t in order)
 
-    @cached_property
-    def recipes(self) -> Mapping[tuple[int, int], Recipe]:
+    def _recipes(self) -> Mapping[tuple[int, int], Recipe]:
         """(piece, part) -> what its tasks do."""
         arrive: dict[tuple[int, int], list[tuple[Key, Wire]]] = {}
         leave: dict[int, list[Wire]] = {}
         for p, part, inside, value, to in self._received():
-            wire = self.channel.wire(self._sent[value], to)
+            wire = self.channel.wire(self._sent[value], to, exact=False)
             arrive.setdefault((p, part), []).append((inside, wire))
             leave.setdefault(value, []).append(wire)
+            if wire.lies != to:
+                self.pieces[p].arriving.add(inside)
         return {
             (p, part): _recipe(programs, part, arrive.get((p, part), ()), leave)
             for p, programs in enumerate(self.pieces)

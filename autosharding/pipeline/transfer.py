@@ -51,12 +51,12 @@ class Transfer:
         self._connections: dict[int, Any] = {}
         self.wires = 0
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> Wire:
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
         """A wire."""
         self.wires += 1
         if is_key(came.dtype):
             return _KeyWire(self, came, to)
-        return _Pulled(self, came, to)
+        return _Pulled(self, came, to, exact=exact)
 
     def number(self, process: int) -> int:
         """Where the numbers begin of what the newest wire sends to a process."""
@@ -81,10 +81,11 @@ def _own_address(devices: Sequence[Any]) -> str:
 class _Pulled:
     """A wire between processes; what stays in one process is put there as `jax.device_put` does."""
 
-    def __init__(self, channel: Transfer, came: jax.ShapeDtypeStruct, to: NamedSharding) -> None:
+    def __init__(self, channel: Transfer, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool) -> None:
         assert isinstance(came.sharding, NamedSharding)
-        self.channel, self.came, self.to, me = channel, came, to, jax.process_index()
-        self.route = route(came.sharding, to, len(came.shape))
+        self.channel, self.came, me = channel, came, jax.process_index()
+        self.route = route(came.sharding, to, len(came.shape), exact=exact)
+        self.lies = self.route.over if self.route.arrive is None else to
         ends = list(zip(self.route.sources, devices_of(self.route.over).flat, strict=True))
         tile = self.route.over.shard_shape(came.shape)
         self.own = [(a, b) for a, b in ends if a.process_index == b.process_index == me]
@@ -121,7 +122,7 @@ class _Pulled:
     def get(self) -> Any:
         """Pull the tiles of the next array."""
         if not self.order:
-            return absent(self.came, self.to)
+            return absent(self.came, self.lies)
         tiles: list[Any] = list(self.queue.popleft()) if self.own else []
         for process, wanted in self.pulls.items():
             tiles += self.channel.connection(process).pull(self.to_me + self.got, wanted)
@@ -140,8 +141,8 @@ class _KeyWire:
         assert isinstance(came.sharding, NamedSharding)
         arrives = words_of(came, to).sharding
         assert isinstance(arrives, NamedSharding)
-        self.dtype, self.to = came.dtype, to
-        self.words = _Pulled(channel, words_of(came, came.sharding), arrives)
+        self.dtype, self.lies = came.dtype, to
+        self.words = _Pulled(channel, words_of(came, came.sharding), arrives, exact=True)
 
     def put(self, x: Any | None) -> None:
         """Send keys."""
@@ -149,4 +150,4 @@ class _KeyWire:
 
     def get(self) -> Any:
         """The next keys."""
-        return keys_of(self.words.get(), self.dtype, self.to)
+        return keys_of(self.words.get(), self.dtype, self.lies)
