@@ -8,7 +8,8 @@ from autosharding.collector import collector_paused
 from autosharding.graph import Graph, Op
 from autosharding.rules.base import REGISTRY, Rule, replicated
 
-_OPAQUE = frozenset({"pallas_call", "ffi_call"})
+_KERNEL = {"pallas_call": "name", "ffi_call": "target_name"}
+"""Primitives that stand for many kernels -> the param that says which."""
 
 
 @collector_paused()
@@ -19,11 +20,20 @@ def rules_of(graph: Graph) -> list[Rule | None]:
 
 def rule_for(op: Op) -> Rule:
     """The op's rule, checked against its shapes; the replicated fallback where there is none."""
-    make = REGISTRY.get(op.name)
+    kernel = _kernel(op)
+    make = REGISTRY.get(f"{op.name}:{kernel}") or REGISTRY.get(op.name)
     if make is None:
-        kind = "a kernel of its own" if op.name in _OPAQUE else "primitive without a rule"
-        return replicated(op, f"{op.name}: {kind}")
+        if kernel:
+            return replicated(
+                op, f'{op.name}: the kernel {kernel} has no rule, see asd.rule("{op.name}:{kernel}", ...)'
+            )
+        return replicated(op, f"{op.name}: primitive without a rule")
     return _keys_whole(op, make(op).verify(op))
+
+
+def _kernel(op: Op) -> str:
+    """The name of the user's kernel that the op runs; "" where the primitive says all."""
+    return str(op.params.get(_KERNEL[op.name]) or "") if op.name in _KERNEL else ""
 
 
 def _keys_whole(op: Op, rule: Rule) -> Rule:

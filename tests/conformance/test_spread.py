@@ -11,7 +11,7 @@ from tests.conformance.catalog import groups, harnesses, spread
 from tests.conformance.report import summary
 from tests.conformance.run import MESHES, run
 
-COUNT = 260
+COUNT = 600
 GROUPS = sorted({h.group_name for h in spread(COUNT)})
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.pallas import pallas_call
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from autosharding.capture import capture
 from autosharding.errors import RuleError
 from autosharding.graph import Op, Value
 from autosharding.rules import REGISTRY, Notation, parse, register_user_rule, rule_for, rules_table
@@ -137,6 +139,33 @@ def test_a_user_rule_runs_sharded() -> None:
     assert check(p.bind, *args)["project"] > 20
     register_user_rule(p, "... d, d f -> ... f")
     assert check(p.bind, *args)["project"] > 10
+
+
+def double(x: Any) -> Any:
+    def kernel(read: Any, written: Any) -> None:
+        written[...] = 2 * read[...]
+
+    return pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True, name="double")(x)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_kernel_has_a_rule_by_its_name() -> None:
+    x = np.arange(32, dtype=np.float32).reshape(8, 4)
+    register_user_rule("pallas_call:another", "i j -> i j", run=lambda shard, x: [x])
+    assert check(double, x) == {"pallas_call": 0}
+    register_user_rule("pallas_call:double", "i j -> i j  {linear: 0}", run=lambda shard, x: [double(x)])
+    assert check(double, x)["pallas_call"] > 4
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_call_of_foreign_code_has_a_rule_by_its_target() -> None:
+    def step(x: Any) -> Any:
+        return [jax.ffi.ffi_call("my_code", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)]
+
+    op = capture(step, [jax.ShapeDtypeStruct((8, 4), np.float32)]).ops[0]
+    assert 'asd.rule("ffi_call:my_code", ...)' in rule_for(op).reason
+    register_user_rule("ffi_call:my_code", "i j -> i j")
+    assert rule_for(op).known
 
 
 @pytest.mark.usefixtures("registry")
