@@ -26,8 +26,8 @@ def register_user_rule(
     On each device the primitive is bound to the local pieces. A rule given again, or for a primitive that has
     a built-in rule, replaces the earlier one from the next plan on.
 
-    Kernels share a primitive: one written in Pallas is "pallas_call:NAME" by the name given to `pallas_call`, one called
-    by `jax.ffi` is "ffi_call:TARGET". Both carry sizes, so `run` calls the kernel anew on the local pieces:
+    Kernels share a primitive: one written in Pallas is "pallas_call:NAME" by the name given to `pallas_call`, one
+    called by `jax.ffi` is "ffi_call:TARGET". Both carry sizes, so `run` calls the kernel anew on the local pieces:
 
         asd.rule("pallas_call:rms_norm", "b d, d -> b d {d: whole}", run=lambda shard, x, scale: [rms_norm(x, scale)])
 
