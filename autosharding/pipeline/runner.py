@@ -38,6 +38,7 @@ class Recipe:
         sends: (what the program gives, where it is put: once for each receiver).
         sums: what the program gives -> the sum that it is now.
         stacks: what the program gives that is put together after the loop.
+        done: what no later task of the microbatch reads.
     """
 
     receives: tuple[tuple[Key, Wire], ...]
@@ -45,6 +46,7 @@ class Recipe:
     sends: tuple[tuple[Key, tuple[Wire, ...]], ...]
     sums: Mapping[Key, Key]
     stacks: tuple[Key, ...]
+    done: tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,10 @@ def _recipe(
                 sums[lane.leaves] = lane.inside
             elif lane.kind == "stacked":
                 stacks.append(lane.leaves)
-    return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks))
+    flows = programs.parts.flows
+    later = {k for p, other in flows.items() if part < p < AFTER for k in other.takes}
+    at_hand = {*gives, *(flow.takes if flow is not None else ()), *(k for k, _ in receives)} - sums.keys()
+    return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks), tuple(sorted(at_hand - later)))
 
 
 class StepRun:
@@ -317,6 +322,8 @@ class StepRun:
         for key, wires in recipe.sends:
             for wire in wires:
                 wire.put(own[key])
+        for key in recipe.done:
+            own.pop(key, None)
         if part == runner.last:
             held.drop(microbatch)
 
