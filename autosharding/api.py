@@ -39,7 +39,7 @@ from autosharding.pipeline import (
 )
 from autosharding.plan import Plan
 from autosharding.planner import METHODS, plan_graph
-from autosharding.processes import leads, processes_of, share
+from autosharding.processes import in_turn, leads, processes_of, share
 from cost_model import Cluster
 
 Report = Callable[[str], None]
@@ -138,7 +138,7 @@ class Program:
         """The step as `jax.stages.Compiled`, kept."""
         if self.compiled is None:
             self.compiled = self.lower().compile()
-            self.quick = self.jitted
+            self.quick = in_turn(self.jitted, self.mesh.devices.flat)
         return self.compiled
 
     def run(self, arrays: Sequence[Any]) -> Sequence[Any]:
@@ -157,8 +157,9 @@ class Program:
         try:
             return self.quick(*arrays, *self.constants)
         except TypeError:
-            results = self.compiled(*arrays, *self.constants)
-        self.quick = self.compiled
+            quick = in_turn(self.compiled, self.mesh.devices.flat)
+            results = quick(*arrays, *self.constants)
+        self.quick = quick
         return results
 
 
