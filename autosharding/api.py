@@ -29,20 +29,26 @@ from autosharding.graph import Graph
 from autosharding.leaves import Result, Structure, new_states, shape_of, take_apart, take_result, with_fixed
 from autosharding.microbatch import Microbatches, microbatched, planned
 from autosharding.pipeline import (
+    OnceForSame,
+    Piece,
     Pipeline,
     PipelinePlan,
     PipelineProgram,
-    Planner,
+    StageSearch,
     pipelined,
     plan_from_json,
     plan_pipeline,
 )
 from autosharding.plan import Plan
-from autosharding.planner import METHODS, plan_graph
+from autosharding.planner import METHODS, Known, plan_graph
 from autosharding.processes import in_turn, leads, processes_of, share
-from cost_model import Cluster
+from cost_model import Cluster, Topology
+from stage_dp import NoStages
 
 Report = Callable[[str], None]
+
+DOUBT = 1.25
+"""Where one stage is promised to take less than so many times what the pipeline takes, one mesh is planned as well."""
 
 
 @dataclass(frozen=True)
@@ -446,7 +452,10 @@ def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planne
     devices = _devices(options)
     if isinstance(options.plan, PipelinePlan):
         own = options.plan.independent
-        pipeline = pipelined(traced.graph, traced.state, options.plan.schedule, independent=own)
+        cuts = options.plan.cuts
+        pipeline = pipelined(
+            traced.graph, traced.state, options.plan.schedule, cuts, independent=own, donated=traced.donated
+        )
         pipeline.check(options.plan)
         return _Planned(options.plan, pipeline)
     if options.plan is not None:
@@ -503,19 +512,28 @@ def _plan_for(
 def _fastest(
     traced: Traced, arrays: Sequence[Any], cluster: Cluster, options: Options, devices: Sequence[Any] | None
 ) -> _Planned:
-    """One mesh, or the number of stages that is predicted to be faster: powers of two that part the devices alike."""
-    found: list[_Planned] = []
-    reason: AutoshardingError | None = None
-    for stages in (2**k for k in range(cluster.n_devices.bit_length())):
-        one = replace(options, stages=stages)
-        try:
-            found.append(_plan_for(traced, arrays, cluster, one, devices))
-        except (StageError, MicrobatchError, Infeasible) as error:
-            reason = reason or error
-    if not found:
-        assert reason is not None
-        raise reason
-    return min(found, key=lambda p: p.plan.seconds)
+    """One mesh, or the stages that are predicted to be faster."""
+
+    def one_mesh() -> _Planned:
+        return _plan_for(traced, arrays, cluster, replace(options, stages=1), devices)
+
+    if options.mesh is not None or options.constraints:
+        return one_mesh()
+    try:
+        search = _search(traced, cluster, options, None)
+        found = search.found(options.microbatches)
+        if len(found.stages.stages) == 1:
+            return one_mesh()
+        pipeline, plan = search.planned(found)
+    except (NoStages, StageError, MicrobatchError, Infeasible):
+        return one_mesh()
+    several = _Planned(plan, pipeline)
+    if found.one_mesh > DOUBT * plan.seconds:
+        return several
+    try:
+        return min(one_mesh(), several, key=lambda p: p.plan.seconds)
+    except (MicrobatchError, Infeasible):
+        return several
 
 
 def _pipeline_for(traced: Traced, cluster: Cluster, options: Options, stages: int) -> _Planned:
@@ -525,26 +543,40 @@ def _pipeline_for(traced: Traced, cluster: Cluster, options: Options, stages: in
             f"The step {traced.graph.name!r} was to run in {stages} stages, each on a mesh of its own that is "
             "chosen with its plan; a mesh or constraints can be given for one stage only."
         )
+    search = _search(traced, cluster, options, stages)
+    pipeline, plan = plan_pipeline(search, stages, options.microbatches, options.chunks)
+    return _Planned(plan, pipeline)
 
-    def planner(of_stage: Cluster) -> Planner:
-        return lambda graph, state, memory: plan_graph(
-            graph, of_stage, memory=memory, method=options.method, state=state, progress=options.progress
+
+def _search(traced: Traced, cluster: Cluster, options: Options, stages: int | None) -> StageSearch:
+    known: dict[Topology, Known] = {}
+
+    def planner(piece: Piece, where: Cluster | Topology, memory: int | None, rent: float = 0.0) -> Plan:
+        return plan_graph(
+            piece.graph,
+            where if isinstance(where, Cluster) else None,
+            topology=where if isinstance(where, Topology) else None,
+            memory=memory,
+            method=options.method,
+            state=piece.state,
+            donated=piece.donated,
+            streams=piece.streams,
+            rent=rent,
+            known=known,
         )
 
-    pipeline, plan = plan_pipeline(
+    return StageSearch(
         traced.graph,
         traced.state,
         cluster,
-        planner,
-        stages=stages,
-        microbatches=options.microbatches,
-        schedule=options.schedule,
-        chunks=options.chunks,
-        memory=options.memory,
-        independent=options.microbatch_semantics == "independent",
-        tell=options.progress or (lambda _: None),
+        OnceForSame(planner),
+        stages,
+        options.schedule,
+        options.memory,
+        options.microbatch_semantics == "independent",
+        traced.donated,
+        options.progress or (lambda _: None),
     )
-    return _Planned(plan, pipeline)
 
 
 def _no_mesh() -> AbstractContextManager[Any]:
@@ -599,9 +631,10 @@ def parallelize(
         microbatch_semantics: "whole": the numbers are those of the whole batch, and what couples its examples is
             refused. "independent": each microbatch takes the statistics of its own examples, as a batch norm on one
             device would.
-        stages: into how many stages of a pipeline the step is cut, each on an equal group of the devices in their
-            order. The forward pass is cut where little is sent, all else follows its data; nothing is marked. "auto"
-            takes 1, 2, 4, ..., whichever is predicted to be fastest.
+        stages: into how many stages of a pipeline the step is cut. Its layers are found and priced, nothing is marked;
+            stages are of the layers, and on the groups of devices, that are best by these prices. Where there are fewer
+            layers than stages they are as alike as the program allows, on equal groups. "auto" takes any number of
+            stages that is predicted to be faster than one mesh; devices may then be left out.
         schedule: of the stages: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
         chunks: pieces for each stage, with "interleaved".
         constraints: path of an argument -> `PartitionSpec`. Paths are written as in `plan.inputs`:

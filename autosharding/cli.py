@@ -65,7 +65,7 @@ MicrobatchesOption = Annotated[
     str, typer.Option(help="into how many pieces the batch is cut; auto takes as few as the memory allows")
 ]
 StagesOption = Annotated[
-    str, typer.Option(help="stages of a pipeline, each on an equal group of the devices; auto takes the fastest")
+    str, typer.Option(help="stages of a pipeline; auto takes the fastest by the prices of the layers, or one mesh")
 ]
 ScheduleOption = Annotated[str, typer.Option(help=f"of the stages: {', '.join(RUNNABLE)}")]
 ChunksOption = Annotated[int, typer.Option(min=1, help="pieces for each stage, with --schedule interleaved")]

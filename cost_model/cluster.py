@@ -100,9 +100,23 @@ class Cluster:
         """
         return replace(self, name=f"{self.name}/{parts}", wiring=self.wiring.part(parts))
 
-    def link_between(self, parts: int, first: int) -> Link:
-        """The wire from group `first` of so many to the next."""
-        return self.wiring.link_between(parts, first)
+    def group(self, devices: int) -> Cluster:
+        """So many devices side by side, as a cluster: a part of a node, whole nodes, or slices of a torus.
+
+        Raises `ClusterError` where they are none of these.
+        """
+        if devices == self.n_devices:
+            return self
+        return replace(self, name=f"{devices} of {self.name}", wiring=self.wiring.group(devices))
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """(nodes, devices of each); of a torus the slices of its first dim."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+    def link_between(self, a: int, b: int) -> Link:
+        """The wire from device number `a` to device number `b`."""
+        return self.wiring.link_between(a, b)
 
     def to_json(self) -> dict[str, Any]:
         """Return the cluster as plain JSON values, loss-free: also the contents of a device file."""

@@ -121,18 +121,27 @@ class Nodes:
                 f"{self.nodes} nodes of {self.per_node} devices do not part into {parts} equal groups that are parts "
                 f"of a node or whole nodes. Numbers that do: {_numbers(self._parts())}."
             )
-        inside = size <= self.per_node
-        return replace(self, nodes=1 if inside else size // self.per_node, per_node=size if inside else self.per_node)
+        return self.group(size)
+
+    def group(self, devices: int) -> Nodes:
+        """So many devices side by side: a part of a node, or whole nodes."""
+        inside = devices <= self.per_node
+        if devices < 1 or (self.per_node % devices if inside else devices % self.per_node):
+            raise ClusterError(
+                f"{devices} devices are no part of a node of {self.per_node} nor whole nodes. Numbers that are: "
+                f"{_numbers(k for k in range(1, self.per_node) if self.per_node % k == 0)} and multiples of "
+                f"{self.per_node}."
+            )
+        nodes, per_node = (1, devices) if inside else (devices // self.per_node, self.per_node)
+        return replace(self, nodes=nodes, per_node=per_node)
 
     def _parts(self) -> list[int]:
         within = [self.nodes * k for k in range(1, self.per_node + 1) if self.per_node % k == 0]
         return sorted({*(n for n in range(1, self.nodes + 1) if self.nodes % n == 0), *within})
 
-    def link_between(self, parts: int, first: int) -> Link:
-        """The wire from group `first` of so many to the next."""
-        size = self.nodes * self.per_node // parts
-        same = first * size // self.per_node == (first + 1) * size // self.per_node
-        return self.fast if same else self.slow
+    def link_between(self, a: int, b: int) -> Link:
+        """The wire from device number `a` to device number `b`."""
+        return self.fast if a // self.per_node == b // self.per_node else self.slow
 
     def path(self, pieces: Iterable[Piece]) -> Path:
         """Return what the group that spans these pieces sees."""
@@ -212,11 +221,21 @@ class Torus:
                 f"A torus {self.dims} does not part into {parts} slices of its first dim. Numbers that do: "
                 f"{_numbers(fits)}."
             )
-        rings = (self.wraps[0] and parts == 1, *self.wraps[1:])
-        return replace(self, dims=(self.dims[0] // parts, *self.dims[1:]), wraps=rings)
+        return self.group(math.prod(self.dims) // parts)
 
-    def link_between(self, parts: int, first: int) -> Link:
-        """The wire from a slice to the next."""
+    def group(self, devices: int) -> Torus:
+        """So many devices side by side: slices of the first dim, which are no rings any more."""
+        slices, left = divmod(devices, math.prod(self.dims[1:]))
+        if left or not slices:
+            raise ClusterError(
+                f"{devices} devices are no slices of the first dim of a torus {self.dims}: a slice has "
+                f"{math.prod(self.dims[1:])}."
+            )
+        rings = (self.wraps[0] and slices == self.dims[0], *self.wraps[1:])
+        return replace(self, dims=(slices, *self.dims[1:]), wraps=rings)
+
+    def link_between(self, a: int, b: int) -> Link:
+        """The wire from device number `a` to device number `b`."""
         return self.link
 
     def path(self, pieces: Iterable[Piece]) -> Path:

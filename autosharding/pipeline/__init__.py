@@ -1,28 +1,35 @@
-"""A step as a pipeline: its program cut into pieces, each planned on the devices of its stage, run by a schedule.
+"""A step as a pipeline: its program cut into pieces, each planned on its stage's devices, run by a schedule.
 
-Nothing is marked in the step. The forward pass is cut in program order where little is sent, all else follows its data
-(`assign`); each piece is a graph of its own (`piece`), planned as any graph is; its programs run parts of that one plan
-(`programs`), task by task (`runner`).
+Nothing is marked in the step. Layers are found in it, by cuts where little is sent (`layers`), and priced (`prices`);
+which of them make a stage, and on which devices, is what the prices promise most of (`stages`). The forward pass is cut
+there, all else follows its data (`assign`). Each piece is a graph of its own (`piece`), planned as any graph is; its
+programs run parts of that one plan (`programs`), task by task (`runner`).
 """
 
 from autosharding.pipeline.build import Pipeline as Pipeline
 from autosharding.pipeline.build import Planner as Planner
 from autosharding.pipeline.build import pipelined as pipelined
+from autosharding.pipeline.piece import Piece as Piece
 from autosharding.pipeline.plan import RUNNABLE as RUNNABLE
 from autosharding.pipeline.plan import PipelinePlan as PipelinePlan
 from autosharding.pipeline.plan import load_plan as load_plan
 from autosharding.pipeline.plan import plan_from_json as plan_from_json
 from autosharding.pipeline.program import PipelineProgram as PipelineProgram
 from autosharding.pipeline.program import plan_pipeline as plan_pipeline
+from autosharding.pipeline.same import OnceForSame as OnceForSame
 from autosharding.pipeline.spread import bring as bring
 from autosharding.pipeline.spread import spread as spread
+from autosharding.pipeline.stages import StageSearch as StageSearch
 
 __all__ = [
     "RUNNABLE",
+    "OnceForSame",
+    "Piece",
     "Pipeline",
     "PipelinePlan",
     "PipelineProgram",
     "Planner",
+    "StageSearch",
     "bring",
     "load_plan",
     "pipelined",

@@ -13,15 +13,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from autosharding.errors import StageError
 from autosharding.graph import Value
 from autosharding.microbatch.label import Labels
 from autosharding.microbatch.states import AFTER, Partial
-from autosharding.pipeline.units import Unit, is_whole, units_of
-from stage_dp import NoStages, cluster_layers
-
-SLACK = 0.05
-"""By how much a piece may cost more than the mean; doubled until the program has such a cut."""
+from autosharding.pipeline.forward import Forward
+from autosharding.pipeline.units import Unit, is_whole
 
 
 @dataclass(frozen=True)
@@ -88,31 +84,23 @@ class Assignment:
         return sorted(v for v in others if self.made_on[v] == piece)
 
 
-def assign(labels: Labels, n_pieces: int, state: Mapping[int, int]) -> Assignment:
+def assign(forward: Forward, starts: Sequence[int]) -> Assignment:
     """Cut a step into pieces.
 
     Args:
-        labels: of the step in microbatches.
-        n_pieces: how many.
-        state: result index -> index of the input whose new state it is.
-
-    Raises:
-        StageError: when the forward pass has not so many parts.
+        forward: of the step in microbatches.
+        starts: where the pieces begin among its cuttable units, and their number.
     """
-    return _Assigner(labels, n_pieces, state).done()
+    return _Assigner(forward, starts).done()
 
 
 class _Assigner:
     """Alive during one call of `assign`."""
 
-    def __init__(self, labels: Labels, n_pieces: int, state: Mapping[int, int]) -> None:
-        self.labels, self.n_pieces = labels, n_pieces
-        self.units = units_of(labels)
-        graph = labels.graph
-        self.maker = {v: n for n, u in enumerate(self.units) for v in u.makes}
-        states = {graph.inputs[i].id for i in state.values()}
-        self.roots = self._roots(states)
-        self.light = self._light()
+    def __init__(self, forward: Forward, starts: Sequence[int]) -> None:
+        self.labels, self.starts, self.n_pieces = forward.labels, starts, len(starts) - 1
+        self.cuttable, self.units, self.maker = forward.cuttable, forward.units, forward.maker
+        self.roots, self.light, self.whole = forward.roots, forward.light, forward.whole
         self.piece: dict[int, int] = {}  # unit -> piece
         self.late: set[int] = set()  # units that were in the loop and wait now
 
@@ -127,37 +115,12 @@ class _Assigner:
         for piece in range(self.n_pieces):
             self._add_light(runs[piece], self._returned_light() if piece == 0 else ())
         units = tuple(replace(u, place="after") if n in self.late else u for n, u in enumerate(self.units))
-        made_on = {v: piece for n, piece in self.piece.items() for v in self.units[n].makes if not self._whole(v)}
+        made_on = {v: piece for n, piece in self.piece.items() for v in self.units[n].makes if not self.whole(v)}
         labels = self._put_off()
         order = tuple(tuple(sorted(r)) for r in runs)
         return Assignment(labels, units, order, made_on, self._rounds(units, made_on))
 
     # ---- what can be anywhere --------------------------------------------------------------------------------
-
-    def _whole(self, value: int) -> bool:
-        return is_whole(self.labels, value)
-
-    def _roots(self, states: set[int]) -> dict[int, frozenset[int]]:
-        """Value known before the loop -> the arrays of the state that it is made of."""
-        graph = self.labels.graph
-        found = {v.id: frozenset({v.id} if v.id in states and v.rank else ()) for v in graph.inputs}
-        for u in self.units:
-            above = frozenset().union(*(found.get(v, frozenset()) for v in u.reads if self._whole(v)))
-            found.update((v, above) for v in u.makes if self._whole(v))
-        return found
-
-    def _light(self) -> set[int]:
-        """Units in the loop that need no state, and so no cotangents: made where they are wanted."""
-        found: set[int] = set()
-        for n, u in enumerate(self.units):
-            if u.place == "loop" and all(self._is_light_value(v, found) for v in u.reads):
-                found.add(n)
-        return found
-
-    def _is_light_value(self, value: int, light: set[int]) -> bool:
-        if value in self.maker and not self._whole(value):
-            return self.maker[value] in light
-        return not self.roots.get(value)
 
     def _add_light(self, runs: set[int], also: Sequence[int]) -> None:
         """With what is light and read here."""
@@ -178,41 +141,8 @@ class _Assigner:
     # ---- forward and backward --------------------------------------------------------------------------------
 
     def _forward(self) -> None:
-        heavy = [n for n, u in enumerate(self.units) if u.place == "loop" and not u.backward and n not in self.light]
-        cut = self._cut_bytes(heavy)
-        starts = self._starts([self.units[n].work for n in heavy], cut)
-        for piece, (a, b) in enumerate(pairwise(starts)):
-            self.piece.update((n, piece) for n in heavy[a:b])
-
-    def _starts(self, work: Sequence[float], cut: Sequence[int]) -> tuple[int, ...]:
-        """Where the pieces begin: as alike as the ops allow, and then with little to send."""
-        slack = SLACK
-        while True:
-            try:
-                return cluster_layers(work, cut, self.n_pieces, slack)
-            except NoStages as error:
-                if slack >= self.n_pieces:
-                    name = self.labels.graph.name
-                    raise StageError(
-                        f"The step {name!r} was to be cut into {self.n_pieces} pieces: {error} A `scan` over layers "
-                        "counts as one op."
-                    ) from error
-                slack *= 2
-
-    def _cut_bytes(self, heavy: Sequence[int]) -> list[int]:
-        """What is sent when the n-th of these units begins a piece."""
-        last = {v: i for i, n in enumerate(heavy) for v in self.units[n].reads}
-        change = [0] * (len(heavy) + 1)
-        for i, n in enumerate(heavy):
-            for v in self.units[n].makes:
-                size = self.labels.graph.values[v].nbytes
-                change[i + 1] += size
-                change[last.get(v, i) + 1] -= size
-        total, found = 0, []
-        for c in change[: len(heavy)]:
-            total += c
-            found.append(total)
-        return found
+        for piece, (a, b) in enumerate(pairwise(self.starts)):
+            self.piece.update((n, piece) for n in self.cuttable[a:b])
 
     def _backward(self) -> None:
         at_hand = self._at_hand()
@@ -253,13 +183,13 @@ class _Assigner:
                 by_value.setdefault(v, set()).add(piece)
             for v in self.units[n].reads:
                 by_value.setdefault(v, set()).add(piece)
-                for root in self.roots.get(v, ()) if self._whole(v) else ():
+                for root in self.roots.get(v, ()) if self.whole(v) else ():
                     by_root.setdefault(root, set()).add(piece)
 
         def at_hand(value: int) -> set[int]:
-            if self.maker.get(value) in self.light or (value not in self.maker and not self._whole(value)):
+            if self.maker.get(value) in self.light or (value not in self.maker and not self.whole(value)):
                 return everywhere
-            if self._whole(value):
+            if self.whole(value):
                 return everywhere.intersection(*(by_root.get(r, everywhere) for r in self.roots.get(value, ())))
             return by_value[value]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from autosharding import placing
-from autosharding.errors import Infeasible, PlanMismatch
+from autosharding.errors import Infeasible, PlanMismatch, StageError
 from autosharding.graph import Graph
 from autosharding.microbatch.split import best_labels, examples_of
 from autosharding.pipeline.assign import Assignment, assign
 from autosharding.pipeline.channel import Channel
+from autosharding.pipeline.forward import Forward
 from autosharding.pipeline.parts import Parts
 from autosharding.pipeline.piece import Piece, piece_of
 from autosharding.pipeline.plan import PipelinePlan
@@ -19,15 +21,61 @@ from autosharding.pipeline.programs import Programs
 from autosharding.pipeline.runner import Runner
 from autosharding.pipeline.transfer import channel_between
 from autosharding.plan import Plan
-from cost_model import Cluster
+from cost_model import Cluster, ClusterError, Topology
 from stage_dp import Schedule
-
-Planner = Callable[[Graph, Mapping[int, int], int | None], Plan]
-"""Plans a piece on the devices of a stage: its graph, which of its results are new states of which inputs, and the
-bytes that a device may hold (None: its own)."""
 
 ATTEMPTS = 4
 """How often a piece is planned again for less memory, to make room for the microbatches in flight."""
+
+
+class Planner(Protocol):
+    """Plans a piece."""
+
+    def __call__(self, piece: Piece, where: Cluster | Topology, memory: int | None, rent: float = 0.0) -> Plan:
+        """The plan of a piece.
+
+        Args:
+            piece: a piece.
+            where: the devices of its stage, or the mesh laid on them.
+            memory: bytes that a device may hold; None: its own less its reserve.
+            rent: seconds that a byte costs which is held all the time.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a stage runs.
+
+    Attributes:
+        first: number of its first device; it has those that follow.
+        where: its devices, or the mesh laid on them.
+        rent: seconds that a byte costs which is held all the time, for the plan tried first.
+    """
+
+    first: int
+    where: Cluster | Topology
+    rent: float = 0.0
+
+    @property
+    def n_devices(self) -> int:
+        """How many devices it has."""
+        return self.where.n_devices
+
+
+def equal_sites(cluster: Cluster, stages: int) -> tuple[Site, ...]:
+    """Equal groups of the devices, in their order.
+
+    Raises:
+        StageError: where the devices do not part into so many.
+    """
+    if stages < 1:
+        raise StageError(f"{stages} stages were asked for; a pipeline has at least one.")
+    try:
+        part = cluster.part(stages)
+    except ClusterError as error:
+        raise StageError(f"{stages} stages were asked for on the cluster {cluster.name}. {error}") from error
+    return tuple(Site(i * part.n_devices, part) for i in range(stages))
 
 
 @dataclass(frozen=True)
@@ -37,6 +85,7 @@ class Pipeline:
     Attributes:
         graph: the step.
         schedule: which task runs when, and on which stage.
+        cuts: where the pieces begin among the units that a cut parts, and the number of these.
         assignment: what each piece does.
         pieces: the pieces.
         state: result index -> index of the input whose new state it is.
@@ -45,31 +94,32 @@ class Pipeline:
 
     graph: Graph
     schedule: Schedule
+    cuts: tuple[int, ...]
     assignment: Assignment
     pieces: tuple[Piece, ...]
     state: Mapping[int, int]
     independent: bool = False
 
-    def plan(self, cluster: Cluster, planner: Planner, memory: int | None) -> PipelinePlan:
+    def plan(self, cluster: Cluster, sites: Sequence[Site], planner: Planner, memory: int | None) -> PipelinePlan:
         """Plan every piece, so that what a stage holds in all fits its devices.
 
         Args:
-            cluster: all devices; a stage has an equal group of them.
+            cluster: all devices.
+            sites: of each stage.
             planner: of one piece.
             memory: bytes that a device may hold; None takes the device's own less its reserve.
 
         Raises:
             Infeasible: when a stage does not fit.
         """
-        budget = memory if memory is not None else cluster.device.usable_memory
+        budget = (memory if memory is not None else cluster.device.usable_memory) // self.schedule.n_chunks
         n = self.schedule.n_stages
         plans = []
         for p, piece in enumerate(self.pieces):
-            in_flight = self.schedule.in_flight[p % n]
-            plans.append(self._planned(piece, planner, budget // self.schedule.n_chunks, in_flight))
+            plans.append(self._planned(piece, planner, sites[p % n], budget, self.schedule.in_flight[p % n]))
         parts = self.parts(plans)
         prices = tuple(each.price(self.schedule.n_microbatches) for each in parts)
-        links = [cluster.link_between(n, p % n if n > 1 and p % n < n - 1 else 0) for p in range(len(parts) - 1)]
+        links = [self._link(cluster, sites[p % n], sites[(p + 1) % n]) for p in range(len(parts) - 1)]
         transfers = tuple(
             (
                 link.latency + a.sent_bytes(backward=False) / link.bandwidth,
@@ -77,15 +127,32 @@ class Pipeline:
             )
             for link, a, b in zip(links, parts, parts[1:], strict=False)
         )
-        name, mark = self.graph.name, self.graph.fingerprint
-        return PipelinePlan(name, mark, self.schedule, tuple(plans), prices, transfers, self.independent)
+        return PipelinePlan(
+            self.graph.name,
+            self.graph.fingerprint,
+            self.schedule,
+            tuple(plans),
+            prices,
+            transfers,
+            self.cuts,
+            tuple(site.first for site in sites),
+            self.independent,
+        )
 
-    def _planned(self, piece: Piece, planner: Planner, budget: int, in_flight: int) -> Plan:
+    @staticmethod
+    def _link(cluster: Cluster, a: Site, b: Site) -> Any:
+        return cluster.link_between(a.first, b.first + b.n_devices - 1)
+
+    def _planned(self, piece: Piece, planner: Planner, site: Site, budget: int, in_flight: int) -> Plan:
         """Plan a piece for what the microbatches in flight leave: all but one are held besides what its plan sees."""
+        if site.rent:
+            plan = planner(piece, site.where, site.where.device.memory << 10, site.rent)
+            if self._held(piece, plan, in_flight) <= budget:
+                return plan
         limit, held = budget, 0
         for _ in range(ATTEMPTS):
-            plan = planner(piece.graph, piece.state, limit)
-            held = plan.memory.peak + (in_flight - 1) * self._parts(piece, plan).kept_bytes
+            plan = planner(piece, site.where, limit)
+            held = self._held(piece, plan, in_flight)
             if held <= budget:
                 return plan
             limit -= held - budget
@@ -96,6 +163,9 @@ class Pipeline:
             f"{in_flight} microbatches in flight the closest plan found holds {held:,}. Try more microbatches (each is "
             "smaller), a schedule that holds fewer of them (1f1b), more devices, or jax.checkpoint around the blocks."
         )
+
+    def _held(self, piece: Piece, plan: Plan, in_flight: int) -> int:
+        return plan.memory.peak + (in_flight - 1) * self._parts(piece, plan).kept_bytes
 
     def parts(self, plans: Sequence[Plan]) -> list[Parts]:
         """What runs when in each piece."""
@@ -135,22 +205,61 @@ class Pipeline:
             )
 
 
-def pipelined(graph: Graph, state: Mapping[int, int], schedule: Schedule, *, independent: bool = False) -> Pipeline:
+def pipelined(
+    graph: Graph,
+    state: Mapping[int, int],
+    schedule: Schedule,
+    cuts: Sequence[int] | None = None,
+    *,
+    independent: bool = False,
+    donated: frozenset[int] = frozenset(),
+) -> Pipeline:
     """Cut a step into the pieces of a schedule.
 
     Args:
         graph: the step on the full batch.
         state: result index -> index of the input whose new state it is.
         schedule: stages, microbatches and the order of the tasks.
+        cuts: as in `Pipeline`; None: pieces as alike as the program allows.
         independent: whether a microbatch may take the statistics of its own examples for those of the batch.
+        donated: inputs whose buffers their new state takes over.
 
     Raises:
         MicrobatchError: where the batch cannot be cut.
         StageError: where the program cannot be cut.
     """
-    microbatches = schedule.n_microbatches
+    forward = forward_of(graph, state, schedule.n_microbatches, independent=independent, donated=donated)
+    return cut(forward, schedule, forward.even(schedule.n_pieces) if cuts is None else cuts, independent=independent)
+
+
+def forward_of(
+    graph: Graph,
+    state: Mapping[int, int],
+    microbatches: int,
+    *,
+    independent: bool = False,
+    donated: frozenset[int] = frozenset(),
+) -> Forward:
+    """A step in microbatches, ready to be cut.
+
+    Raises:
+        MicrobatchError: where the batch cannot be cut.
+    """
     examples = examples_of(graph, state, microbatches)
-    labels = best_labels(graph, state, examples, microbatches, independent=independent)
-    assignment = assign(labels, schedule.n_pieces, state)
-    pieces = tuple(piece_of(assignment, p, state) for p in range(schedule.n_pieces))
-    return Pipeline(graph, schedule, assignment, pieces, state, independent)
+    return Forward(best_labels(graph, state, examples, microbatches, independent=independent), state, donated)
+
+
+def cut(forward: Forward, schedule: Schedule, cuts: Sequence[int], *, independent: bool) -> Pipeline:
+    """Cut a step into the pieces of a schedule that begin at `cuts`."""
+    if len(cuts) != schedule.n_pieces + 1 or cuts[-1] != len(forward.cuttable):
+        raise PlanMismatch(
+            f"The step {forward.labels.graph.name!r} has {len(forward.cuttable)} units that can be cut; the cuts "
+            f"{tuple(cuts)} into {schedule.n_pieces} pieces are those of another. Plan the step again."
+        )
+    assignment = assign(forward, cuts)
+    pieces = [piece_of(assignment, p, forward.state, forward.donated) for p in range(schedule.n_pieces)]
+    if schedule.n_chunks > 1:  # pieces of one stage share the arrays that both read
+        readers = Counter(port.of for piece in pieces for port in piece.inputs if port.kind == "step")
+        alone = [frozenset(i for i in p.donated if readers[p.inputs[i].of] == 1) for p in pieces]
+        pieces = [replace(p, donated=own) for p, own in zip(pieces, alone, strict=True)]
+    return Pipeline(forward.labels.graph, schedule, tuple(cuts), assignment, tuple(pieces), forward.state, independent)

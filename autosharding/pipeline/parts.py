@@ -16,6 +16,7 @@ from autosharding.graph import Atom, Graph, Op, Value
 from autosharding.pipeline.piece import Piece, Port
 from autosharding.pipeline.units import spans
 from autosharding.plan import AS_MADE, Plan
+from autosharding.planner.liveness import is_elementwise
 from autosharding.spec import Spec
 from stage_dp import Price
 
@@ -77,6 +78,7 @@ class Parts:
         self.closing = piece.graph.borders[self.opening][-1]
         self.lanes = self._lanes()
         self.rounds = rounds
+        self.again: dict[int, set[int]] = {}  # part -> ops of the forward part that it runs for itself
         self.part_of = self._parts()
         self.n_parts = max(AFTER, *self.part_of.values()) + 1
         self.readers = self._readers()
@@ -112,8 +114,7 @@ class Parts:
         for k, copy in enumerate(self.plan.copies):
             part = self.home((copy.value, k))
             seconds[part] += sum(m.seconds for m in copy.moves) * copy.times
-        kept = self.kept_bytes
-        state = self.plan.memory.arguments
+        kept, state = self.kept_bytes, self.held_bytes
         return Price(
             forward=seconds[FORWARD] / microbatches,
             backward=seconds[BACKWARD] / microbatches,
@@ -130,8 +131,22 @@ class Parts:
         """Bytes per device that a microbatch holds from its forward part on."""
         later = [self.flows[part] for part in (BACKWARD, WEIGHT) if part in self.flows]
         keys = {k for flow in later for k in flow.takes if self.home(k) == FORWARD}
-        keys |= {lane.inside for lane in self.lanes if lane.kind == "received" and lane.inside}
+        received = [lane for lane in self.lanes if lane.kind == "received" and lane.inside]
+        if WEIGHT not in self.flows:  # a cotangent is used up by the task that receives it
+            received = [lane for lane in received if not _is_backward(self.piece.inputs, lane)]
+        keys |= {lane.inside for lane in received if lane.inside}
         return sum(self.bytes(k) for k in keys)
+
+    @cached_property
+    def held_bytes(self) -> int:
+        """Bytes per device that are held all the time: the arguments, what is made of them once, the sums."""
+        loop = [self.flows[part] for part in (FORWARD, BACKWARD, WEIGHT) if part in self.flows]
+        received = {lane.inside for lane in self.lanes if lane.kind == "received"}
+        keys = {self._source_of_lane(k) for flow in loop for k in flow.takes if k not in received}
+        keys -= {k for k in keys if k[0] < 0 or self.graph.is_free(self.graph.values[k[0]])}
+        made = sum(self.bytes(k) for k in keys if self.home(k) == BEFORE)
+        sums = {lane.inside for lane in self.lanes if lane.kind == "sum" and lane.inside}
+        return self.plan.memory.arguments + made + sum(self.bytes(k) for k in sums)
 
     def bytes(self, key: Key) -> int:
         """Bytes per device of a value or copy."""
@@ -282,6 +297,28 @@ class Parts:
         if home != GIVEN:
             wanted[home].append(key)
 
+    def _made_again(self, key: Key, part: int) -> Op | None:
+        """The op that makes a value of the forward part again for the backward part, rather than that it is kept.
+
+        It is one that computes next to nothing of what is the same for every microbatch: a mask for all heads.
+        """
+        op = self.graph.producer[key[0]]
+        if part not in (BACKWARD, WEIGHT) or op is None or key[1] != AS_MADE or self.home(key) != FORWARD:
+            return None
+        return op if op.index in self._constant else None
+
+    @cached_property
+    def _constant(self) -> frozenset[int]:
+        """Ops of the loop that broadcast, element by element, what is the same for every microbatch."""
+        same = {lane.inside[0] for lane in self.lanes if lane.kind == "constant" and lane.inside}
+        found: set[int] = set()
+        for op in self.graph.ops[self.opening + 1 : self.closing]:
+            cheap = op.name == "broadcast_in_dim" or is_elementwise(op)
+            if cheap and op.index in self.part_of and all(v.id in same or self.graph.is_free(v) for v in op.values):
+                found.add(op.index)
+                same.update(v.id for v in op.outputs)
+        return frozenset(found)
+
     def _takes(self, part: int, gives: Sequence[Key]) -> tuple[Key, ...]:
         """What a part finds made."""
         found: dict[Key, None] = {}
@@ -293,7 +330,10 @@ class Parts:
             if key in seen or key[0] < 0 or self.graph.is_free(self.graph.values[key[0]]):
                 continue
             seen.add(key)
-            if self.home(key) != part:
+            if self.home(key) != part and (again := self._made_again(key, part)) is not None:
+                self.again.setdefault(part, set()).add(again.index)
+                todo += self._reads(again)
+            elif self.home(key) != part:
                 found[key] = None
             elif key[1] != AS_MADE:
                 todo.append((key[0], self.plan.copies[key[1]].source))

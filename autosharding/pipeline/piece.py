@@ -6,7 +6,7 @@ which the planner plans like any other, its ops in the loop counted as often as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,12 +48,14 @@ class Piece:
         inputs: what each input is.
         outputs: what each output is.
         state: output index -> index of the input whose new state it is.
+        donated: inputs whose buffers their new state takes over.
     """
 
     graph: Graph
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     state: Mapping[int, int]
+    donated: frozenset[int] = frozenset()
 
     @property
     def streams(self) -> frozenset[int]:
@@ -64,8 +66,15 @@ class Piece:
         return frozenset(found)
 
 
-def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int]) -> Piece:
-    """A piece as a graph."""
+def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int], donated: Set[int] = frozenset()) -> Piece:
+    """A piece as a graph.
+
+    Args:
+        assignment: of the step.
+        piece: which.
+        state: result index of the step -> index of the input whose new state it is.
+        donated: inputs of the step whose buffers their new state takes over.
+    """
     graph = assignment.labels.graph
     backward = {v for u in assignment.units if u.backward for v in u.makes}
 
@@ -96,7 +105,8 @@ def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int]) -> Pi
     ).verify()
     at = {p.of: i for i, p in enumerate(used) if p.kind == "step"}
     own = {o: at[state[p.of]] for o, p in enumerate(outputs) if p.kind == "step" and state.get(p.of) in at}
-    return Piece(made, tuple(used), tuple(outputs), own)
+    given = frozenset(i for i in own.values() if used[i].of in donated)
+    return Piece(made, tuple(used), tuple(outputs), own, given)
 
 
 def _wanted_of_step(assignment: Assignment, piece: int) -> set[int]:

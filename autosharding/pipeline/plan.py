@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -20,7 +21,7 @@ from stage_dp import SCHEDULES, Price, Schedule, Timeline, chrome_trace, interle
 from stage_dp.text import show_bytes, show_seconds
 
 FORMAT = "autosharding-pipeline"
-VERSION = 1
+VERSION = 2
 
 RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved", "zero-bubble")
 """The schedules that can be run."""
@@ -40,6 +41,8 @@ class PipelinePlan:
         plans: of each piece, in program order; piece `chunk * n_stages + stage` runs on `stage`.
         prices: of each piece.
         transfers: (forward, backward) seconds per microbatch from each piece to the next.
+        cuts: where the pieces begin among the units that a cut parts, and the number of these.
+        firsts: number of the first device of each stage; it has those that follow.
         independent: whether each microbatch takes the statistics of its own examples for those of the batch.
     """
 
@@ -49,6 +52,8 @@ class PipelinePlan:
     plans: tuple[Plan, ...]
     prices: tuple[Price, ...]
     transfers: tuple[tuple[float, float], ...]
+    cuts: tuple[int, ...]
+    firsts: tuple[int, ...]
     independent: bool = False
 
     @property
@@ -94,6 +99,8 @@ class PipelinePlan:
             "plans": [to_json(p) for p in self.plans],
             "prices": [asdict(p) for p in self.prices],
             "transfers": [list(t) for t in self.transfers],
+            "cuts": list(self.cuts),
+            "firsts": list(self.firsts),
             "independent": self.independent,
         }
 
@@ -112,10 +119,11 @@ class PipelinePlan:
 
     def _facts(self) -> Table:
         s = self.schedule
-        one = self.plans[0]
+        sizes = Counter(plan.topology.n_devices for plan in self.plans[: s.n_stages])
+        groups = " + ".join(f"{count} x {size}" for size, count in sizes.items())
         rows = (
             ("schedule", str(s)),
-            ("devices", f"{s.n_stages} x {one.topology.n_devices} x {one.topology.device.name}"),
+            ("devices", f"{groups} x {self.plans[0].topology.device.name}"),
             ("time", f"{show_seconds(self.seconds)}, devices idle {self.timeline.bubble():.1%} of it"),
             ("memory", f"{show_bytes(max(self.peaks))} on the fullest device"),
         )
@@ -128,9 +136,11 @@ class PipelinePlan:
             mesh = ",".join(f"{a}={k}" for a, k in plan.mesh.items())
             times = (price.forward, price.backward, price.before + price.after)
             held = (price.microbatch_bytes, self.peaks[p % n])
-            rows.append((str(p), str(p % n), mesh, *map(show_seconds, times), *map(show_bytes, held)))
-        head = ("piece", "stage", "mesh", "forward", "backward", "per step", "per microbatch", "peak")
-        return Table("pieces", head, tuple(rows), tuple(range(3, len(head))))
+            first = self.firsts[p % n]
+            devices = f"{first}-{first + plan.topology.n_devices - 1}"
+            rows.append((str(p), str(p % n), devices, mesh, *map(show_seconds, times), *map(show_bytes, held)))
+        head = ("piece", "stage", "devices", "mesh", "forward", "backward", "per step", "per microbatch", "peak")
+        return Table("pieces", head, tuple(rows), tuple(range(4, len(head))))
 
     def _chart(self) -> str:
         """Which task runs when, a line for each stage."""
@@ -165,6 +175,8 @@ def pipeline_from_json(data: Mapping[str, Any]) -> PipelinePlan:
             tuple(from_json(p) for p in data["plans"]),
             tuple(Price(**{k: v for k, v in p.items() if k in known}) for p in data["prices"]),
             tuple((float(a), float(b)) for a, b in data["transfers"]),
+            tuple(map(int, data["cuts"])),
+            tuple(map(int, data["firsts"])),
             bool(data["independent"]),
         )
     except (KeyError, TypeError, ValueError) as error:

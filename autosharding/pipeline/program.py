@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal
 
 import jax
@@ -12,63 +11,61 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from autosharding.errors import MeshMismatch, StageError, UnsupportedProgram
+from autosharding.errors import MeshMismatch, UnsupportedProgram
 from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
-from autosharding.pipeline.build import Pipeline, Planner, pipelined
+from autosharding.pipeline.build import Pipeline, equal_sites, pipelined
 from autosharding.pipeline.plan import PipelinePlan, schedule_of
 from autosharding.pipeline.runner import Runner
-from cost_model import Cluster, ClusterError
+from autosharding.pipeline.stages import StageSearch
+from stage_dp import NoStages
 
 PER_STAGE = (1, 2, 4, 8)
-"""Microbatches for each stage that "auto" tries: with 8 the bubble of 1F1B is below a ninth."""
+"""Microbatches for each stage that "auto" tries where there are no layers: with 8, 1F1B idles below a ninth."""
 
 
 def plan_pipeline(
-    graph: Graph,
-    state: Mapping[int, int],
-    cluster: Cluster,
-    planner: Callable[[Cluster], Planner],
-    *,
-    stages: int,
-    microbatches: int | Literal["auto"],
-    schedule: str,
-    chunks: int,
-    memory: int | None,
-    independent: bool,
-    tell: Callable[[str], None],
+    search: StageSearch, stages: int, microbatches: int | Literal["auto"], chunks: int
 ) -> tuple[Pipeline, PipelinePlan]:
     """The fastest pipeline of so many stages, by its simulated step.
 
+    Its layers are priced, and the stages are the best by these prices. Where there are fewer layers than stages, and
+    where each stage has several pieces, the pieces are as alike as the program allows, on equal groups of devices.
+
     Args:
-        graph: the step on the full batch.
-        state: result index -> index of the input whose new state it is.
-        cluster: all devices.
-        planner: plans pieces on the devices of a stage, given those.
+        search: what is to be cut, and for what devices.
         stages: how many.
         microbatches: how many, or "auto".
-        schedule: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
         chunks: pieces for each stage.
-        memory: bytes that a device may hold.
-        independent: whether a microbatch may take the statistics of its own examples for those of the batch.
-        tell: called with a line of text at each number tried.
 
     Raises:
         StageError: where devices, program and schedule do not go together.
         MicrobatchError: where the batch cannot be cut.
         Infeasible: where it does not fit.
     """
-    if stages < 1:
-        raise StageError(f"{stages} stages were asked for; a pipeline has at least one.")
-    try:
-        of_stage = planner(cluster.part(stages))
-    except ClusterError as error:
-        raise StageError(f"{stages} stages were asked for on the cluster {cluster.name}. {error}") from error
+    if stages > 1 and chunks == 1:
+        schedule_of(search.schedule, stages, 1)
+        try:
+            found = search.found(microbatches)
+        except NoStages:
+            pass
+        else:
+            return search.planned(found)
+    return _alike(search, stages, microbatches, chunks)
+
+
+def _alike(
+    search: StageSearch, stages: int, microbatches: int | Literal["auto"], chunks: int
+) -> tuple[Pipeline, PipelinePlan]:
+    """Pieces as alike as the program allows, on equal groups of devices."""
+    graph, state = search.graph, search.state
+    sites = equal_sites(search.cluster, stages)
     best: tuple[Pipeline, PipelinePlan] | None = None
     for m in _numbers(graph, state, stages) if microbatches == "auto" else [microbatches]:
-        tell(f"planning {stages} stages and {m} microbatches")
-        pipeline = pipelined(graph, state, schedule_of(schedule, stages, m, chunks), independent=independent)
-        plan = pipeline.plan(cluster, of_stage, memory)
+        search.tell(f"planning {stages} stages and {m} microbatches")
+        schedule = schedule_of(search.schedule, stages, m, chunks)
+        pipeline = pipelined(graph, state, schedule, independent=search.independent, donated=search.donated)
+        plan = pipeline.plan(search.cluster, sites, search.planner, search.memory)
         if best is None or plan.seconds < best[1].seconds:
             best = pipeline, plan
     assert best is not None
@@ -104,11 +101,13 @@ class PipelineProgram:
         Raises:
             MeshMismatch: where there are not as many devices as the plan is for.
         """
-        wanted = [each.topology.n_devices for each in self.plan.plans[: self.pipeline.schedule.n_stages]]
-        if sum(wanted) != len(self.devices):
-            raise MeshMismatch(f"The plan is for {sum(wanted)} devices, here are {len(self.devices)}.")
-        ends = np.cumsum([0, *wanted])
-        stages = [self.devices[a:b] for a, b in pairwise(ends)]
+        sizes = [each.topology.n_devices for each in self.plan.plans[: self.pipeline.schedule.n_stages]]
+        stages = [self.devices[a : a + n] for a, n in zip(self.plan.firsts, sizes, strict=True)]
+        if any(len(s) != n for s, n in zip(stages, sizes, strict=True)):
+            raise MeshMismatch(
+                f"The plan is for at least {max(map(sum, zip(self.plan.firsts, sizes, strict=True)))} devices, here "
+                f"are {len(self.devices)}."
+            )
         return self.pipeline.runner(self.plan, stages)
 
     @cached_property

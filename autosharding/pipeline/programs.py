@@ -15,7 +15,7 @@ from autosharding import placing
 from autosharding.executor import PlanRun
 from autosharding.graph import Op
 from autosharding.partition import partition_spec
-from autosharding.pipeline.parts import BEFORE, Flow, Key, Lane, Parts
+from autosharding.pipeline.parts import AFTER, BEFORE, Flow, Key, Lane, Parts
 from autosharding.plan import AS_MADE
 from autosharding.processes import has_some, in_turn
 from autosharding.reshard import Move, SpecSpace, apply
@@ -122,6 +122,7 @@ class Programs:
             check_vma=False,
         )
         kept = {lane.inside for lane in parts.lanes if lane.kind == "sum" and lane.leaves in gives}
+        kept |= self._last_taken.get(part, set())
         donated = tuple(i for i, k in enumerate(takes) if k in kept)
         passed = self._passed_on(part, takes)
 
@@ -142,6 +143,22 @@ class Programs:
         before = {k for p, flow in flows.items() if p < part for k in flow.takes}
         after = {k for p, flow in flows.items() if p > part for k in flow.takes}
         return [i for i in here if takes[i] in after - before]
+
+    @cached_property
+    def _last_taken(self) -> Mapping[int, set[Key]]:
+        """Part -> the donated inputs that it is the last to take."""
+        donated = {(self.parts.graph.inputs[i].id, AS_MADE) for i in self.parts.piece.donated}
+        last = {k: part for part, flow in self.parts.flows.items() for k in flow.takes if k in donated}
+        found: dict[int, set[Key]] = {}
+        for key, part in last.items():
+            if part >= AFTER and key not in self._returned:
+                found.setdefault(part, set()).add(key)
+        return found
+
+    @cached_property
+    def _returned(self) -> set[Key]:
+        """Results that no part makes: they are inputs as they came."""
+        return {self.parts.output_key(o) for o, p in enumerate(self.parts.piece.outputs) if p.kind != "loop"}
 
     def _sent_moves(self, lane: Lane) -> tuple[Move, ...]:
         """From the spec that a microbatch's array has to the one in which it is sent: never partial."""
@@ -184,7 +201,8 @@ class _Part(PlanRun):
 
     def runs(self, op: Op) -> bool:
         """What belongs to the part."""
-        return self.parts.part_of.get(op.index) == self.part and super().runs(op)
+        mine = self.parts.part_of.get(op.index) == self.part or op.index in self.parts.again.get(self.part, ())
+        return mine and super().runs(op)
 
     def put(self, arrays: Mapping[Key, Any]) -> None:
         """What other parts have made."""

@@ -26,6 +26,9 @@ from ilp import Edge, Memory, Problem
 SMALL = 1 / 256
 """Share of the memory limit below which a copy for one reader is left to the plan's own account."""
 
+IN_FLIGHT = 4
+"""Of what passes by, an entry at a time, so many are rented for: the microbatches that a stage holds at once."""
+
 Reader = tuple[int, int]
 """(op index, operand position); an output is (number of ops, output position)."""
 
@@ -105,8 +108,8 @@ def formulate(
         donated: inputs whose buffers their new state takes over.
         restrictions: of the method and the user.
         limit: bytes a device may hold, or None.
-        rent: seconds that a byte costs which a device holds all the time: of an argument, or of what a loop carries.
-            Where what may be held is not known yet, the best plans for some rents are those worth having.
+        rent: seconds that a byte costs which a device holds all the time: of an argument, or of what goes into a loop
+            whole. Where what may be held is not known yet, the best plans for some rents are those worth having.
     """
     return _Builder(graph, rules, tables, life, state, donated, restrictions, limit, rent).build()
 
@@ -206,6 +209,16 @@ class _Builder:
             self._rented(node, space.bytes[allowed])
         return node
 
+    def _rent_of(self, crossing: Crossing) -> float:
+        """How many times a lane's bytes are held as long as its loop runs."""
+        if not crossing.lane.is_entering or self.graph.depths[crossing.opening]:
+            return 0.0
+        if not crossing.lane.is_stacked:
+            return 1.0
+        outside = [self.graph.ops[i].inputs[p] for i, p, stacked in crossing.reads if stacked]
+        streams = all(isinstance(a, Value) and a.id in self.life.streams for a in outside)
+        return float(IN_FLIGHT) if streams else 0.0
+
     def _rented(self, node: int, usage: np.ndarray) -> None:
         if self.rent:
             self.costs[node] = self.tables.shared(self.costs[node] + self.rent * usage)
@@ -216,12 +229,12 @@ class _Builder:
         node = self._node(self.tables.shared(np.zeros(len(specs))))
         self.lanes.append(node)
         self.lane_specs.append(specs)
-        carried = crossing.lane.is_carried and not self.graph.depths[crossing.opening]
+        rent = self._rent_of(crossing)
         for n, (v, stacked) in enumerate(crossing.makes):
             index = self._lane_index(len(self.lanes) - 1, v, stacked=stacked)
             self.made[v.id] = (node, index)
-            if carried and not n:
-                self._rented(node, self.tables.space(v).bytes[index])
+            if rent and not n:
+                self._rented(node, rent * self.tables.space(v).bytes[index])
             if self.life.held[v.id] and v.id not in self.aliased:
                 self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
 
@@ -290,7 +303,7 @@ class _Builder:
                 own = self._counts(v) and (len(group) == 1 or self._enters(r))
                 copy = self._copy(v, source, (r,)) if own and len(group) > 1 else source
                 self.reads[r] = copy
-                self._edge(v, copy, *self._target(v, r, inputs, outputs), as_is=own)
+                self._edge(v, copy, *self._target(v, r, inputs, outputs), as_is=own or v.id in self.life.streams)
 
     def _enters(self, r: Reader) -> bool:
         """Whether a loop or branch reads it from outside: what it reads is there as long as it runs."""
@@ -302,7 +315,7 @@ class _Builder:
 
     def _counts(self, v: Value) -> bool:
         """Whether a copy of this value for a single reader could matter to the memory limit."""
-        return self.limit is not None and v.nbytes > self.limit * SMALL
+        return self.limit is not None and v.nbytes > self.limit * SMALL and v.id not in self.life.streams
 
     def _copy(self, v: Value, parent: int | None, found: tuple[Reader, ...]) -> int:
         """A copy node. Under a limit its states are doubled: the value itself, or a copy that takes memory."""

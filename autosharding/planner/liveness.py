@@ -43,6 +43,8 @@ class Liveness:
     """Until when its memory is kept, read or not; 0 where nothing keeps it."""
     use: tuple[tuple[int, ...], ...]
     """For each op and operand the time until which it is needed: the op's own, or that of what it is fused into."""
+    streams: frozenset[int] = frozenset()
+    """Ids of arguments and results that pass by, an entry at a time; they are not held, nor are copies made of them."""
 
 
 def is_elementwise(op: Op) -> bool:
@@ -83,7 +85,7 @@ def liveness(graph: Graph, streams: Set[int] = frozenset()) -> Liveness:
             if isinstance(a, Value):
                 last[a.id] = max(last[a.id], until)
     end = tuple(max(b + 1, e) for b, e in zip(begin, last, strict=True))
-    return Liveness(tuple(there), tuple(held), tuple(begin), end, tuple(place), tuple(use))
+    return Liveness(tuple(there), tuple(held), tuple(begin), end, tuple(place), tuple(use), frozenset(streams))
 
 
 def _own_use(op: Op, there: Sequence[bool], last: Sequence[int]) -> int:

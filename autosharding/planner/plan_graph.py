@@ -16,7 +16,7 @@ from autosharding.planner.formulate import Formulation, Restrictions, formulate
 from autosharding.planner.liveness import Liveness, liveness
 from autosharding.planner.methods import restrictions
 from autosharding.planner.roles import roles
-from autosharding.planner.tables import Tables
+from autosharding.planner.tables import Known, Tables
 from autosharding.rules import Rule, rules_of
 from autosharding.spec import Spec
 from autosharding.strategies import monoids
@@ -60,6 +60,7 @@ class _Task:
     specs: Mapping[int, Spec]
     method: str
     rent: float
+    known: dict[Topology, Known]
 
 
 def plan_graph(
@@ -75,6 +76,7 @@ def plan_graph(
     specs: Mapping[int, Spec] | None = None,
     streams: Set[int] = frozenset(),
     rent: float = 0.0,
+    known: dict[Topology, Known] | None = None,
     progress: Report | None = None,
 ) -> Plan:
     """Plan a graph.
@@ -92,6 +94,7 @@ def plan_graph(
         streams: ids of arguments and results that are there an entry at a time; see `liveness`.
         rent: seconds that a byte costs which is held all the time; see `formulate`. The plan's bound is then of plans
             that hold no less.
+        known: topology -> what was made for other graphs on it; pass the same dict to plan graphs that are alike.
         progress: called with a line of text at each stage.
 
     Raises:
@@ -110,6 +113,7 @@ def plan_graph(
         specs or {},
         method,
         rent,
+        known if known is not None else {},
     )
     tell = progress or (lambda _: None)
     tried: list[tuple[Topology, Plan | Infeasible | str]] = []
@@ -172,7 +176,7 @@ def problem_of(
 
 def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float) -> Plan | str:
     """Plan on one mesh; a line of text where it cannot beat `best` seconds, or is too large to try beside it."""
-    tables = Tables(task.graph, topology, task.monoids, task.life)
+    tables = Tables(task.graph, topology, task.monoids, task.life, task.known.setdefault(topology, Known()))
     held = restrictions(task.method, task.graph, task.rules, task.roles, tables.mesh, task.specs)
     budget = memory if memory is not None else topology.device.usable_memory
 

@@ -6,7 +6,7 @@ work between identical layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,20 +37,37 @@ class Table:
     results: tuple[np.ndarray, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What was made for graphs on one topology, and serves all others with ops of the same structure."""
+
+    spaces: dict[Any, SpecSpace] = field(default_factory=dict)
+    tables: dict[Any, Table] = field(default_factory=dict)
+    arrays: dict[Any, np.ndarray] = field(default_factory=dict)
+    matrices: dict[Any, np.ndarray] = field(default_factory=dict)
+    held: list[Any] = field(default_factory=list)
+    """What the keys of `matrices` name by identity."""
+
+
 class Tables:
     """Makes and remembers spec spaces, tables and edge matrices for one graph on one topology."""
 
-    def __init__(self, graph: Graph, topology: Topology, monoids: tuple[str | None, ...], life: Liveness) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        topology: Topology,
+        monoids: tuple[str | None, ...],
+        life: Liveness,
+        known: Known | None = None,
+    ) -> None:
         self.graph = graph
         self.topology = topology
         self.monoids = monoids
         self.life = life
         self.mesh = dict(zip(topology.axis_names, topology.sizes, strict=True))
-        self._spaces: dict[Any, SpecSpace] = {}
-        self._tables: dict[Any, Table] = {}
-        self._arrays: dict[Any, np.ndarray] = {}
-        self._matrices: dict[Any, np.ndarray] = {}
-        self._held: list[Any] = []
+        known = known or Known()
+        self._spaces, self._tables, self._arrays = known.spaces, known.tables, known.arrays
+        self._matrices, self._held = known.matrices, known.held
 
     def space(self, value: Value) -> SpecSpace:
         """All specs of a value."""

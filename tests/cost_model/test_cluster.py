@@ -225,9 +225,29 @@ def test_parts_that_would_not_lie_alike(cluster, parts):
         Cluster.parse(cluster).part(parts)
 
 
-def test_the_wire_between_parts():
+def test_the_wire_between_devices():
     cluster = Cluster.parse("h100:2x8")
-    inside, between = cluster.link_between(4, 0), cluster.link_between(4, 1)
-    assert inside == cluster.wiring.fast
-    assert between == cluster.wiring.slow
-    assert cluster.link_between(2, 0) == cluster.wiring.slow
+    assert cluster.link_between(0, 7) == cluster.wiring.fast
+    assert cluster.link_between(4, 8) == cluster.link_between(8, 0) == cluster.wiring.slow
+
+
+@pytest.mark.parametrize(
+    ("cluster", "devices", "shape"),
+    [
+        ("h100:8x8", 4, (1, 4)),
+        ("h100:8x8", 24, (3, 8)),
+        ("h100:8x8", 64, (8, 8)),
+        ("cpu:8", 2, (1, 2)),
+        ("tpu-v5p:4x4x4", 48, (3, 4, 4)),
+    ],
+)
+def test_a_group_of_devices(cluster, devices, shape):
+    group = Cluster.parse(cluster).group(devices)
+    assert group.shape == shape
+    assert group.n_devices == devices
+
+
+@pytest.mark.parametrize(("cluster", "devices"), [("h100:8x8", 3), ("h100:8x8", 12), ("tpu-v5p:4x4x4", 8)])
+def test_devices_that_are_no_group(cluster, devices):
+    with pytest.raises(ClusterError, match="are no"):
+        Cluster.parse(cluster).group(devices)

@@ -1,0 +1,233 @@
+"""The price table: what every range of layers takes on every submesh, from plans of few of them.
+
+Layers that do the same have one price; of each kind one is planned, as a piece, on the meshes of every submesh. A
+range costs the sum of its layers. Where memory is short, a plan that holds less is worth more seconds; how many is not
+known before the stages are. So each submesh is priced for several rents on the bytes that are held: the plans that are
+best for some rent are the corners of the front of seconds and bytes, and one rent for all layers of a range is what
+makes the sum of their best plans the best of the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from autosharding.errors import Infeasible
+from autosharding.pipeline.alike import classes_of
+from autosharding.pipeline.assign import Assignment, assign
+from autosharding.pipeline.build import Planner
+from autosharding.pipeline.forward import Forward
+from autosharding.pipeline.parts import Parts
+from autosharding.pipeline.piece import Piece, piece_of
+from cost_model import Cluster, Topology
+from stage_dp import Layers, Price, Submesh, Transfers, pareto
+
+RENTS = (0.3, 0.01)
+"""For holding all that a layer's state needs, these shares of the layer's time, the highest first. At the last, of
+plans that take about as long the one that holds least is taken."""
+
+MOST_AXES = 2
+"""Axes of the logical meshes that are priced: a third has cost ten times the planning and gained under 3%."""
+
+WORTH = 0.99
+"""A mesh of more axes is taken if the commonest kind of layer takes on it less than so many times the seconds that it
+takes on the best of fewer axes; less is held at a rent if it is less than so many times the bytes."""
+
+NO_LIMIT = 1 << 60
+"""Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a range was priced: the logical mesh, and seconds for a byte held all the time."""
+
+    topology: Topology
+    rent: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A price table, and how each price was come by.
+
+    Attributes:
+        layers: the table.
+        starts: where the layers begin among the cuttable units of the forward pass, and the number of these.
+        ways: (first layer, one past the last, index of the submesh) -> for each point of the front the way.
+    """
+
+    layers: Layers
+    starts: tuple[int, ...]
+    ways: Mapping[tuple[int, int, int], tuple[Way, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """The prices of layers run in one way.
+
+    Attributes:
+        way: the way.
+        singles: kind -> price of one layer; without those that cannot run so.
+    """
+
+    way: Way
+    singles: Mapping[int, Price]
+
+
+class Pricer:
+    """Prices the layers of a step in microbatches.
+
+    Args:
+        forward: of the step.
+        starts: where the layers begin among its cuttable units, and the number of these.
+        planner: of pieces.
+        splits_backward: whether weight gradients are tasks of their own.
+    """
+
+    def __init__(self, forward: Forward, starts: Sequence[int], planner: Planner, *, splits_backward: bool) -> None:
+        self.forward, self.starts, self.planner = forward, tuple(starts), planner
+        self.splits_backward = splits_backward
+        self.microbatches = forward.labels.microbatches
+
+    @cached_property
+    def kinds(self) -> tuple[int, ...]:
+        """For each layer the first that does the same."""
+        return classes_of(self._assigned)
+
+    @cached_property
+    def commonest(self) -> int:
+        """The kind that most layers are of; of equally many, that with most work."""
+        forward, kinds = self.forward, self.kinds
+        spans = list(pairwise(self.starts))
+        return max(dict.fromkeys(kinds), key=lambda k: (kinds.count(k), sum(forward.work[slice(*spans[k])])))
+
+    def table(self, cluster: Cluster, submeshes: Sequence[Submesh], memory: int | None) -> Table:
+        """The prices of all ranges on all submeshes.
+
+        Args:
+            cluster: all devices.
+            submeshes: the shares of it that a stage may get.
+            memory: bytes that a device may hold; None: its own less its reserve.
+        """
+        budget = memory if memory is not None else cluster.device.usable_memory
+        n = len(self.kinds)
+        fronts, ways = {}, {}
+        for k, submesh in enumerate(submeshes):
+            ranges: dict[tuple[int, int], dict[Price, Way]] = {}
+            for priced in self._priced(cluster.group(submesh.devices), budget):
+                for span, price in _ranges(self.kinds, priced, budget):
+                    ranges.setdefault(span, {}).setdefault(price, priced.way)
+            for (i, j), found in ranges.items():
+                front = pareto(list(found))
+                fronts[i, j, k] = front
+                ways[i, j, k] = tuple(found[price] for price in front)
+        nodes, per_node = cluster.nodes
+        sent = Transfers.of(n, submeshes, lambda c, a, b: self._sent(cluster, c, a, b))
+        layers = Layers(n, nodes, per_node, tuple(submeshes), fronts, self.microbatches, sent, budget)
+        return Table(layers, self.starts, ways)
+
+    # ---- pieces ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _assigned(self) -> Assignment:
+        return assign(self.forward, self.starts)
+
+    def _piece(self, assignment: Assignment, n: int) -> Piece:
+        return piece_of(assignment, n, self.forward.state, self.forward.donated)
+
+    @cached_property
+    def _pieces(self) -> Mapping[int, tuple[Piece, Mapping[int, int]]]:
+        """Kind -> a piece of one such layer, and the rounds after the loop."""
+        rounds = self._assigned.rounds
+        return {k: (self._piece(self._assigned, k), rounds) for k in dict.fromkeys(self.kinds)}
+
+    # ---- prices ----------------------------------------------------------------------------------------------
+
+    def _priced(self, group: Cluster, budget: int) -> list[Priced]:
+        """The prices of all kinds of layers on a submesh, for each way worth pricing."""
+        if self._least(self.commonest) / group.n_devices > budget:
+            return []
+        found = []
+        for way, common in self._ways(group):
+            singles: dict[int, Price] = {self.commonest: common}
+            for kind in self._pieces:
+                price = common if kind == self.commonest else self._price(*self._pieces[kind], way)
+                if price is not None:
+                    singles[kind] = price
+            found.append(Priced(way, singles))
+        return found
+
+    def _ways(self, group: Cluster) -> list[tuple[Way, Price]]:
+        """The ways that are worth pricing, with the price of the commonest kind."""
+        meshes = group.logical_meshes(MOST_AXES)
+        found = [(Way(t, 0.0), price) for t in meshes if (price := self._common(Way(t, 0.0))) is not None]
+        if not found or group.n_devices == 1:
+            return found
+        least = min((price for _, price in found), key=self._seconds)
+        rent = self._seconds(least) / max(1, least.state_bytes)
+        best = [self._best(found)]
+        for share in RENTS:
+            way = Way(best[0][0].topology, share * rent)
+            price = self._common(way)
+            if price is None or price.state_bytes > WORTH * best[-1][1].state_bytes:
+                break  # the highest rent comes first: nothing more can be saved
+            best.append((way, price))
+        return best[:1] if len(best) == 1 else best[1:]
+
+    def _best(self, ways: Sequence[tuple[Way, Price]]) -> tuple[Way, Price]:
+        """The fastest way, fewer axes first."""
+        best = ways[0]
+        for way in ways[1:]:
+            if self._seconds(way[1]) < WORTH * self._seconds(best[1]):
+                best = way
+        return best
+
+    def _common(self, way: Way) -> Price | None:
+        return self._price(*self._pieces[self.commonest], way)
+
+    def _seconds(self, price: Price) -> float:
+        """Of a step."""
+        return self.microbatches * price.seconds + price.step_seconds
+
+    def _price(self, piece: Piece, rounds: Mapping[int, int], way: Way) -> Price | None:
+        """The price of a piece; None where it cannot run so."""
+        try:
+            plan = self.planner(piece, way.topology, NO_LIMIT, way.rent)
+        except Infeasible:
+            return None
+        return Parts(piece, plan, rounds, splits_backward=self.splits_backward).price(self.microbatches)
+
+    def _least(self, kind: int) -> int:
+        """Bytes that the state of a layer takes on all devices together."""
+        piece, _ = self._pieces[kind]
+        return sum(piece.graph.inputs[i].nbytes for i in set(piece.state.values()))
+
+    def _sent(self, cluster: Cluster, at: int, a: Submesh, b: Submesh) -> tuple[float, float]:
+        """Seconds to send a microbatch over a cut; between nodes, if there are several."""
+        link = cluster.link_between(0, cluster.n_devices - 1)
+        size = self.forward.sent[self.starts[at]] / self.microbatches
+        seconds = link.latency + size / min(a.devices, b.devices) / link.bandwidth
+        return seconds, seconds
+
+
+_ADDED = ("forward", "backward", "weight", "before", "after", "state_bytes", "microbatch_bytes")
+"""What of the prices of layers adds up to that of a range; of what is held while a task runs the most counts."""
+
+
+def _ranges(kinds: Sequence[int], way: Priced, budget: int) -> Iterator[tuple[tuple[int, int], Price]]:
+    """The prices of the ranges of layers that fit."""
+    for i in range(len(kinds)):
+        sums: dict[str, Any] = dict.fromkeys(_ADDED, 0)
+        working = 0
+        for j in range(i, len(kinds)):
+            price = way.singles.get(kinds[j])
+            if price is None:
+                break
+            for name in _ADDED:
+                sums[name] += getattr(price, name)
+            working = max(working, price.working_bytes)
+            price = Price(**sums, working_bytes=working)
+            if price.bytes(1) <= budget:
+                yield (i, j + 1), price

@@ -1,0 +1,199 @@
+"""Which stages: the cuts, submeshes, logical meshes and microbatches that the price table promises most of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from autosharding.errors import Infeasible, MicrobatchError
+from autosharding.graph import Graph
+from autosharding.microbatch import batch_of
+from autosharding.pipeline.build import Pipeline, Planner, Site, cut, forward_of
+from autosharding.pipeline.forward import Forward
+from autosharding.pipeline.layers import layers_of
+from autosharding.pipeline.plan import PipelinePlan, schedule_of
+from autosharding.pipeline.prices import Pricer, Table
+from cost_model import Cluster, Torus
+from stage_dp import Layers, NoStages, Stage, Stages, Submesh, split_layers, submesh_shapes
+
+SPLITS_BACKWARD = ("zero-bubble",)
+"""Schedules in which weight gradients are tasks of their own."""
+
+MARGINS = (1.0, 0.94, 0.88, 0.8)
+"""Shares of the memory that the table may fill, one after another, until the stages themselves fit."""
+
+
+MANY = 4
+"""Microbatches for each stage, or for each device, with which the search begins."""
+
+GAIN = 0.99
+"""Another number of microbatches is tried while the last takes at most so many times the seconds of the one before."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A number of microbatches with its price table and the best stages for it."""
+
+    forward: Forward
+    table: Table
+    stages: Stages
+
+    @property
+    def one_mesh(self) -> float:
+        """Seconds that one stage on all devices is promised to take; inf where it does not fit."""
+        layers = self.table.layers
+        whole = Submesh(layers.nodes, layers.per_node)
+        k = layers.submeshes.index(whole) if whole in layers.submeshes else -1
+        front = layers.fronts.get((0, layers.n_layers, k), ())
+        return min((layers.microbatches * p.seconds + p.step_seconds for p in front), default=math.inf)
+
+
+@dataclass(frozen=True)
+class StageSearch:
+    """Finds the stages of a step.
+
+    Attributes:
+        graph: the step on the full batch.
+        state: result index -> index of the input whose new state it is.
+        cluster: all devices.
+        planner: of pieces.
+        n_stages: how many; None: any number.
+        schedule: of the stages.
+        memory: bytes that a device may hold; None: its own less its reserve.
+        independent: whether a microbatch may take the statistics of its own examples for those of the batch.
+        donated: inputs whose buffers their new state takes over.
+        tell: called with a line of text at each number of microbatches.
+    """
+
+    graph: Graph
+    state: Mapping[int, int]
+    cluster: Cluster
+    planner: Planner
+    n_stages: int | None
+    schedule: str
+    memory: int | None
+    independent: bool
+    donated: frozenset[int]
+    tell: Callable[[str], None]
+
+    def found(self, microbatches: int | Literal["auto"]) -> Candidate:
+        """The stages that the prices promise most of.
+
+        Raises:
+            NoStages: where the program has no layers to make so many stages of, or nothing fits by the prices.
+            MicrobatchError: where the batch cannot be cut so.
+        """
+        return self._fastest() if microbatches == "auto" else self.candidate(microbatches)
+
+    def candidate(self, microbatches: int, submeshes: Sequence[Submesh] | None = None) -> Candidate:
+        """The best stages for a number of microbatches, on some of the submeshes or all."""
+        self.tell(f"pricing layers for {microbatches} microbatches")
+        forward = forward_of(self.graph, self.state, microbatches, independent=self.independent, donated=self.donated)
+        pricer = Pricer(forward, layers_of(forward), self.planner, splits_backward=self.schedule in SPLITS_BACKWARD)
+        table = pricer.table(self.cluster, submeshes or self.submeshes, self.memory)
+        return Candidate(forward, table, self._split(table.layers))
+
+    def _split(self, layers: Layers) -> Stages:
+        """The best stages; where their number is asked for, on all devices."""
+        return split_layers(layers, self.schedule, self.n_stages, may_idle=self.n_stages is None)
+
+    @property
+    def submeshes(self) -> tuple[Submesh, ...]:
+        """The shares of the cluster that a stage may get; of a torus whole slices."""
+        nodes, per_node = self.cluster.nodes
+        shapes = submesh_shapes(nodes, per_node)
+        whole = isinstance(self.cluster.wiring, Torus)
+        return tuple(s for s in shapes if s.per_node == per_node) if whole else shapes
+
+    def _fastest(self) -> Candidate:
+        """Over the numbers of microbatches: from a likely one to its neighbours, as long as they promise more."""
+        numbers = self._numbers()
+        tried: dict[int, Candidate | Exception] = {}
+
+        def seconds(i: int) -> float:
+            if i not in tried:
+                try:
+                    tried[i] = self.candidate(
+                        numbers[i], self._near([c for c in tried.values() if isinstance(c, Candidate)])
+                    )
+                except (NoStages, MicrobatchError) as error:
+                    tried[i] = error
+            found = tried[i]
+            return found.stages.seconds if isinstance(found, Candidate) else math.inf
+
+        at = min(range(len(numbers)), key=lambda i: abs(numbers[i] - self._likely()))
+        seconds(at)
+        for step in (1, -1):
+            while 0 <= at + step < len(numbers) and not self._is_enough(tried[at]):
+                if seconds(at) < math.inf and seconds(at + step) > seconds(at) * GAIN:
+                    break
+                at += step
+        best = min(
+            (f for f in tried.values() if isinstance(f, Candidate)), key=lambda f: f.stages.seconds, default=None
+        )
+        if best is None:
+            raise next(e for e in tried.values() if isinstance(e, Exception))
+        return best
+
+    def _is_enough(self, found: Candidate | Exception) -> bool:
+        """Whether one stage is best: then microbatches are a matter of memory alone."""
+        return self.n_stages is None and isinstance(found, Candidate) and len(found.stages.stages) == 1
+
+    def _near(self, known: Sequence[Candidate]) -> Sequence[Submesh]:
+        """The submeshes worth pricing: at first all, then those of the best stages so far and the next in size."""
+        used = {s.submesh for c in known for s in c.stages.stages}
+        every = self.submeshes
+        near = [any(n in used for n in every[max(0, k - 1) : k + 2]) for k in range(len(every))]
+        return [s for s, taken in zip(every, near, strict=True) if taken] or every
+
+    def _likely(self) -> int:
+        """A number of microbatches to begin with."""
+        return MANY * (self.n_stages or self.cluster.n_devices)
+
+    def _numbers(self) -> list[int]:
+        """Powers of two that divide the batch."""
+        examples = batch_of(self.graph, self.state) or 1
+        return [2**k for k in range(examples.bit_length()) if examples % 2**k == 0]
+
+    # ---- planned ---------------------------------------------------------------------------------------------
+
+    def planned(self, found: Candidate) -> tuple[Pipeline, PipelinePlan]:
+        """The stages, cut and planned; where they do not fit, those for which the table promises that less is held.
+
+        Raises:
+            Infeasible: where none are found that fit.
+        """
+        layers = found.table.layers
+        assert layers.memory is not None
+        reason: Infeasible | None = None
+        tried: list[Stages] = []
+        for margin in MARGINS:
+            try:
+                less = replace(layers, memory=int(layers.memory * margin))
+                stages = found.stages if margin == 1 else self._split(less)
+            except NoStages:
+                break
+            if not any(stages.stages == t.stages for t in tried):
+                tried.append(stages)
+                try:
+                    return self._built(found, stages)
+                except Infeasible as error:
+                    reason = reason or error
+        assert reason is not None
+        raise reason
+
+    def _built(self, found: Candidate, stages: Stages) -> tuple[Pipeline, PipelinePlan]:
+        table, count = found.table, len(stages.stages) // stages.n_chunks
+        schedule = schedule_of(self.schedule, count, stages.microbatches, stages.n_chunks)
+        cuts = [*(table.starts[s.first] for s in stages.stages), table.starts[-1]]
+        sites = [self._site(table, s) for s in stages.stages[:count]]
+        self.tell(f"planning {count} stages and {stages.microbatches} microbatches")
+        pipeline = cut(found.forward, schedule, cuts, independent=self.independent)
+        return pipeline, pipeline.plan(self.cluster, sites, self.planner, self.memory)
+
+    def _site(self, table: Table, stage: Stage) -> Site:
+        node, device = stage.place
+        way = table.ways[stage.first, stage.end, table.layers.submeshes.index(stage.submesh)][stage.point]
+        return Site(node * self.cluster.nodes[1] + device, way.topology, way.rent)
