@@ -16,7 +16,7 @@ from ilp.kernel import below, pairs_left, restrict, seen_in
 from ilp.mip import Answer, entries, exact
 from ilp.oracle import Oracle
 from ilp.presolve import Reduced
-from ilp.primal import descend, oscillate, read_around, spread
+from ilp.primal import descend, oscillate, read_around, restart, spread
 from ilp.relaxation import Relaxation
 from ilp.solution import relative_gap
 
@@ -74,6 +74,12 @@ FOLLOWED = 0.03
 RESTING = 1e-3
 """Share of the gap by which these must raise the bound; else they rest."""
 
+STUCK = 2
+"""Rounds without a better choice after which the search begins anew beside, where seconds are limited."""
+
+LAST = 0.1
+"""Share of the seconds at the end in which no kernel is begun that may take longer than what is left."""
+
 MIXES = 15
 """Optima at other prices that are looked at before the messages are."""
 
@@ -88,7 +94,7 @@ def close(
 ) -> float:
     """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
     bound = relaxation.bound
-    share = 0.1
+    share, took, stuck = 0.1, 0.0, 0
     climbing = len(relaxation.prices) > 0 and oracle is None and CLIMB[part] > 0
     for attempt in itertools.count():
         incumbent.exchange(relaxation, clock)
@@ -98,31 +104,22 @@ def close(
         if clock.over() or bound >= incumbent.cost:
             break
         if part != "prove" or not climbing:
-            _improve(relaxation, incumbent, clock, rng, part)
-        if climbing:
-            before, gap = relaxation.bound, incumbent.cost - relaxation.bound
-            climb(relaxation, incumbent, clock, rng, 1.0, CLIMB[part])
-            climbing = relaxation.bound - before > RESTING * gap
-        else:
-            _settle(relaxation, incumbent, clock)
+            stuck = 0 if _improve(relaxation, incumbent, clock, rng, part) else stuck + 1
+        if part != "prove" and stuck >= STUCK and clock.seconds is not None:
+            restart(relaxation, incumbent, clock, rng)
+        climbing = _raise(relaxation, incumbent, clock, rng, part, climbing)
+        if not clock.over():
+            _mix(relaxation, incumbent, clock, rng, oracle, part, attempt)
         if clock.over():
             break
-        if incumbent.follow(relaxation, FOLLOWED):
-            relaxation.ascend(SETTLING, clock)
-            read_around(relaxation, incumbent, clock, rng)
-            fuse(relaxation, incumbent, clock, part)
-        elif part != "prove" and attempt % FUSIONS == 0:
-            if oracle is not None and attempt:
-                spread(relaxation, incumbent, clock, rng, oracle, MIXES + attempt)
-            fuse(relaxation, incumbent, clock, part)
-            clock.tell("fusion")
-            if clock.over():
+        if not _late(clock, took):
+            began = clock.spent
+            proof, bound = _kernel(relaxation, incumbent, clock, bound, share, part)
+            took = clock.spent - began
+            if proof:
+                bound = incumbent.cost
                 break
-        proof, bound = _kernel(relaxation, incumbent, clock, bound, share, part)
-        if proof:
-            bound = incumbent.cost
-            break
-        share = min(1.0, share * 1.6)
+            share = min(1.0, share * 1.6)
         if attempt + 1 >= ATTEMPTS and clock.seconds is None and clock.work is None:
             break
     bound = min(bound, incumbent.cost)
@@ -131,6 +128,44 @@ def close(
         descend(relaxation, incumbent, clock, rng, POLISH, None)
     incumbent.exchange(relaxation, clock)
     return min(max(bound, clock.bound), incumbent.cost)
+
+
+def _late(clock: Clock, took: float) -> bool:
+    """Whether the seconds are so nearly over that a kernel, the last of which ``took`` so long, would end too late."""
+    return clock.seconds is not None and clock.seconds - clock.spent < min(took, LAST * clock.seconds)
+
+
+def _raise(
+    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part, climbing: bool
+) -> bool:
+    """Raise the bound, along the slope of the prices while that pays; return whether it still does."""
+    if not climbing:
+        _settle(relaxation, incumbent, clock)
+        return False
+    before, gap = relaxation.bound, incumbent.cost - relaxation.bound
+    climb(relaxation, incumbent, clock, rng, 1.0, CLIMB[part])
+    return relaxation.bound - before > RESTING * gap
+
+
+def _mix(
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    oracle: Oracle | None,
+    part: Part,
+    attempt: int,
+) -> None:
+    """Take over the other process's prices where they are better; mix the choices seen, now and then."""
+    if incumbent.follow(relaxation, FOLLOWED):
+        relaxation.ascend(SETTLING, clock)
+        read_around(relaxation, incumbent, clock, rng)
+        fuse(relaxation, incumbent, clock, part)
+    elif part != "prove" and attempt % FUSIONS == 0:
+        if oracle is not None and attempt:
+            spread(relaxation, incumbent, clock, rng, oracle, MIXES + attempt)
+        fuse(relaxation, incumbent, clock, part)
+        clock.tell("fusion")
 
 
 def _settle(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
@@ -142,13 +177,15 @@ def _settle(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
         clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
 
 
-def _improve(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part) -> None:
-    """Excursions and descent from the incumbent."""
+def _improve(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part) -> bool:
+    """Excursions and descent from the incumbent; whether they led to a better choice."""
     if incumbent.choice is None:
-        return
+        return False
+    before = incumbent.cost
     for _ in range(EXCURSIONS[part] if len(relaxation.prices) else 0):
         oscillate(relaxation, incumbent, clock, rng)
     descend(relaxation, incumbent, clock, rng, DESCENTS, 1.0)
+    return incumbent.cost < before
 
 
 def _most(clock: Clock, limited: bool) -> int:
@@ -163,6 +200,8 @@ def fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, part: Part)
     choices = incumbent.best_seen(relaxation)
     most = _most(clock, len(relaxation.prices) > 0)
     for n in (len(choices), len(choices) // 2, 2):
+        if clock.spent_out:
+            return
         allowed = seen_in(relaxation, choices[:n])
         if pairs_left(relaxation, allowed) <= 2 * most:
             reduced = restrict(relaxation, allowed)
@@ -181,6 +220,8 @@ def _kernel(
     shrinks = 0.25
     most = _most(clock, len(relaxation.prices) > 0)
     for width in (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03, 0.01):
+        if clock.spent_out:
+            break
         complete = width == 1.0 and keep is not None
         allowed = below(relaxation, relaxation.bound + width * span + 1e-12 * abs(relaxation.bound), keep)
         pairs = pairs_left(relaxation, allowed)

@@ -11,7 +11,7 @@ from ilp.memory import charge
 from ilp.oracle import Oracle
 from ilp.relaxation import Relaxation
 
-__all__ = ["descend", "first", "oscillate", "read_around", "repair", "spread"]
+__all__ = ["descend", "first", "oscillate", "read_around", "repair", "restart", "spread"]
 
 REPAIR_ROUNDS = 80
 
@@ -35,6 +35,15 @@ EXCURSION = (0.8, 1.0)
 
 EXCURSION_MOVES = 5
 """Forests re-chosen on the way out, at most."""
+
+RESTART = (0.7, 1.5)
+"""Multiples of the best prices from which a search begins anew."""
+
+RESTART_SWEEPS = 5
+"""Sweeps there: few, so that messages differ."""
+
+RESTART_ROUNDS, RESTART_EXCURSIONS, RESTART_MOVES = 6, 12, 300
+"""What a new beginning is given: rounds, and in each excursions and forests re-chosen."""
 
 TILT = 0.3
 """Share by which the prices of single rows are bent to find choices that mix."""
@@ -105,6 +114,24 @@ def _fit(
         for _ in range(3):
             clock.spend(improve(relaxation.flat, priced, choice, rng.permutation(len(choice))))
     return False
+
+
+def restart(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator) -> bool:
+    """Begin anew at prices rather above or below the best, go down from there, and offer where that led.
+
+    Descents end in hollows; which one, the beginning decides.
+    """
+    other, messages = Incumbent(), relaxation.messages.copy()
+    relaxation.set_prices(relaxation.best_prices * float(rng.uniform(*RESTART)))
+    relaxation.ascend(RESTART_SWEEPS, clock)
+    found = repair(relaxation, other, clock, rng)
+    relaxation.messages[:] = messages
+    relaxation.set_prices(relaxation.best_prices)
+    for _ in range(RESTART_ROUNDS if found else 0):
+        for _ in range(RESTART_EXCURSIONS):
+            oscillate(relaxation, other, clock, rng)
+        descend(relaxation, other, clock, rng, RESTART_MOVES, 1.0)
+    return other.choice is not None and incumbent.offer(relaxation, other.choice, clock)
 
 
 def descend(

@@ -52,9 +52,9 @@ def solve(
     proofs while this one looks for choices (a script must then guard its main part by `if __name__ == "__main__"`).
     Without ``seconds`` one process does everything, so that the answer depends on nobody's pace.
     """
+    clock = Clock(seconds, work, gap, progress, timer)
     problem.verify()
     asked = with_fixed(problem, fixed or {})
-    clock = Clock(seconds, work, gap, progress, timer)
     if processes == 1 or seconds is None or entries(problem) < PAIRED:
         reduced = presolve(asked)
         clock.spend(sum(map(len, problem.costs)))
