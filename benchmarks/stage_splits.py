@@ -1,6 +1,6 @@
 """Stages by dynamic programming beside stages of equally many layers and stages of equal work, simulated.
 
-    python benchmarks/stage_splits.py [--model wresnet:4b] [--batch 1536] [--cluster v100:2x8] [--microbatches 32]
+    python benchmarks/stage_splits.py [--model wresnet:4b] [--batch 1536] [--cluster v100:2x8] [--microbatches 32,128]
         [--output benchmarks/stage_splits.md]
 
 All three are splits of one price table, each stage on the logical mesh that is best for it. The rivals have as many
@@ -24,6 +24,9 @@ from stage_dp import NoStages, StageError, Stages, Submesh, cluster_layers, spli
 
 LOOSE = 8.0
 """By how much a stage of equal work may miss the mean: as equal as the layers allow is taken."""
+
+
+HEAD = ("", "| split | layers of each stage | a step takes | times the first | holds |", "|---|---|---|---|---|")
 
 
 def candidate(model: str, batch: int, cluster: Cluster, microbatches: int) -> Candidate:
@@ -91,20 +94,15 @@ def main() -> None:
     parser.add_argument("--model", default="wresnet:4b")
     parser.add_argument("--batch", type=int, default=1536)
     parser.add_argument("--cluster", default="v100:2x8")
-    parser.add_argument("--microbatches", type=int, default=32)
+    parser.add_argument("--microbatches", default="32,128", help="numbers, separated by commas")
     parser.add_argument("--output", type=Path)
     o = parser.parse_args()
-    found = candidate(o.model, o.batch, Cluster.parse(o.cluster), o.microbatches)
-    head = [
-        "# Stages by prices",
-        "",
-        f"`python benchmarks/stage_splits.py`: {o.model}, batch {o.batch}, {o.microbatches} microbatches, {o.cluster}, "
-        f"1F1B, simulated. {found.table.layers.n_layers} layers.",
-        "",
-        "| split | layers of each stage | a step takes | times the first | holds |",
-        "|---|---|---|---|---|",
-    ]
-    text = "\n".join([*head, *table(found)]) + "\n"
+    text = "# Stages by prices\n\n`python benchmarks/stage_splits.py`; see its docstring for what is compared.\n"
+    for m in map(int, o.microbatches.split(",")):
+        found = candidate(o.model, o.batch, Cluster.parse(o.cluster), m)
+        text += (
+            "\n".join(["", f"{o.model}, batch {o.batch}, {o.cluster}, {m} microbatches", *HEAD, *table(found)]) + "\n"
+        )
     print(text)
     if o.output is not None:
         o.output.write_text(text, encoding="utf-8")

@@ -127,7 +127,8 @@ class StageSearch:
         seconds(at)
         for step in (1, -1):
             while 0 <= at + step < len(numbers) and not self._is_enough(tried[at]):
-                if seconds(at) < math.inf and seconds(at + step) > seconds(at) * GAIN:
+                following = seconds(at + step)
+                if seconds(at) < math.inf and following > seconds(at) * GAIN:
                     break
                 at += step
         best = min(

@@ -209,7 +209,7 @@ def test_the_public_face(tmp_path):
     ("options", "says"),
     [
         ({"stages": 0}, "at least one"),
-        ({"stages": 3}, "Numbers that do: 1, 2, 4, 8"),
+        ({"stages": 9}, "Numbers that do: 1, 2, 4, 8"),
         ({"stages": 2, "microbatches": 3}, "nearest number that does is 2"),
         ({"stages": 2, "schedule": "zero"}, "The schedules are gpipe, 1f1b"),
         ({"stages": 2, "schedule": "interleaved"}, "takes 2 chunks or more"),
