@@ -16,10 +16,10 @@ import numpy as np
 
 from autosharding import _jax
 from autosharding.capture_regions import DRAFTS, Draft
-from autosharding.collector import collector_paused
 from autosharding.doubles import without_doubles
 from autosharding.errors import UnsupportedProgram
 from autosharding.graph import Atom, Graph, Lane, Literal, Op, Port, Region, Value, regions
+from ilp.collector import collector_paused
 
 
 @collector_paused()

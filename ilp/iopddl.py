@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from ilp.collector import collector_paused
 from ilp.problem import Edge, Memory, Problem, ProblemError
 
 __all__ = ["FORBIDDEN", "load_json", "read_problem", "read_solution", "write_problem", "write_solution"]
@@ -33,6 +34,7 @@ MARSHAL = 2
 """Version of Python's own byte format in which equal values are equal bytes: later ones write shared objects once."""
 
 
+@collector_paused()
 def read_problem(path: str | Path) -> Problem:
     """Read a problem; ProblemError says in words what is wrong with a damaged file."""
     path = Path(path)

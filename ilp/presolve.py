@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ilp.collector import collector_paused
 from ilp.dominance import in_order, undominated
 from ilp.graph import Graph, NothingLeft
 from ilp.problem import Problem
@@ -31,6 +32,7 @@ class Reduced:
     """Which node of the original each node of ``small`` is (but its last, which stands for what is settled)."""
 
 
+@collector_paused()
 def presolve(problem: Problem) -> Reduced:
     """Reduce ``problem`` as far as the reductions go."""
     graph = Graph(problem)

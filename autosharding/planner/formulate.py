@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autosharding.collector import collector_paused
 from autosharding.graph import PHASES, Crossing, Graph, Op, Value
 from autosharding.planner.liveness import Liveness
 from autosharding.planner.tables import Table, Tables
 from autosharding.rules import Rule
 from autosharding.spec import Spec
 from ilp import Edge, Memory, Problem
+from ilp.collector import collector_paused
 
 SMALL = 1 / 256
 """Share of the memory limit below which a copy for one reader is left to the plan's own account."""

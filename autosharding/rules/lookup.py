@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autosharding.collector import collector_paused
 from autosharding.graph import Graph, Op
 from autosharding.rules.base import REGISTRY, Rule, replicated
+from ilp.collector import collector_paused
 
 _KERNEL = {"pallas_call": "name", "ffi_call": "target_name"}
 """Primitives that stand for many kernels -> the param that says which."""
