@@ -14,6 +14,7 @@ PUBLISHED = {  # parameters in billions, by name; Alpa's suites, GPT-3 and Llama
     "gpt:15b": 15.4,
     "gpt:39b": 39.1,
     "gpt:76b": 76.0,
+    "gpt:145b": 145.6,
     "gpt:175b": 174.6,
     "llama:1b": 1.236,
     "llama:8b": 8.03,
