@@ -17,7 +17,7 @@ from autosharding.graph import Value
 from autosharding.microbatch.label import Labels
 from autosharding.microbatch.states import AFTER, Partial
 from autosharding.pipeline.forward import Forward
-from autosharding.pipeline.units import Unit, is_whole
+from autosharding.pipeline.units import Unit
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Assignment:
         while todo:
             v = todo.pop()
             u = self.maker.get(v)
-            if v in seen or u is None or not is_whole(labels, v):
+            if v in seen or u is None or labels.places[u.first] not in ("before", "everywhere"):
                 continue
             seen.add(v)
             found.add(u.first)
