@@ -76,12 +76,13 @@ def _steps(
 def batch_factors(graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str]) -> dict[int, str]:
     """Op index -> the factor that is the batch: dim 0 of the batch arguments, followed through the rules.
 
-    In a merged dim the batch is the major part. Where two operands bring it by different factors, the first counts.
+    Of what passes by in microbatches it is dim 1, if it has more than that. In a merged dim the batch is the major part. Where two operands bring it by different factors, the first counts.
     """
+    first = {"batch": 0, "stream": 1}
     dim: dict[int, int] = {
-        v.id: 0
+        v.id: first[r]
         for v, r in zip(graph.inputs, roles, strict=True)
-        if r == "batch" and v.rank and not v.dtype.startswith("key")
+        if r in first and v.rank > 2 * first[r] and not v.dtype.startswith("key")
     }
     found: dict[int, str] = {}
     known = -1
@@ -161,8 +162,8 @@ def _test(
             wanted = Spec((batch_axes, *((),) * (v.rank - 1)))
             return _equals(wanted)
         return lambda s: s.is_replicated
-    if role == "state" and v.rank and v.dtype.startswith(("f", "bf")):
-        return None  # a cache: as its readers want it
+    if role == "stream" or (role == "state" and v.rank and v.dtype.startswith(("f", "bf"))):
+        return None  # a cache, or what passes by: as its readers want it
     if method == "megatron":
         tensor = tuple(mesh)[-1]
         return lambda s: set(s.axes) <= {tensor}

@@ -107,7 +107,7 @@ def plan_graph(
         rules,
         monoids(graph, rules),
         liveness(graph, streams),
-        roles(graph, state),
+        roles(graph, state, streams),
         state,
         donated,
         specs or {},

@@ -4,23 +4,33 @@ State is what comes in and leaves as new state. Where the step is differentiated
 forward pass computes with, an optimizer state is what only the update reads, and the rest of the arguments are the
 batch. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
 common with a result; weights are summed along it, looked up in it, or scanned. Where no argument has, all are batch.
+What passes by, a microbatch at a time, is a stream: its first dim is that of the microbatches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from autosharding.graph import Graph, Op, Value
 from autosharding.rules import Rule, rules_of
 
-ROLES = ("parameter", "optimizer", "state", "batch", "constant")
+ROLES = ("parameter", "optimizer", "state", "batch", "stream", "constant")
 
 
-def roles(graph: Graph, state: Mapping[int, int]) -> tuple[str, ...]:
-    """The role of each input; `state` is result index -> index of the input whose new state it is."""
+def roles(graph: Graph, state: Mapping[int, int], streams: Set[int] = frozenset()) -> tuple[str, ...]:
+    """The role of each input.
+
+    Args:
+        graph: of a step, or of a part of one.
+        state: result index -> index of the input whose new state it is.
+        streams: ids of the values that pass by.
+    """
     differentiated = any(op.phase == "backward" for op in graph.ops)
     role = _of_training(graph, state) if differentiated else _of_inference(graph, state)
-    return tuple("constant" if i >= graph.n_arguments else r for i, r in enumerate(role))
+    return tuple(
+        "constant" if i >= graph.n_arguments else "stream" if v.id in streams else r
+        for i, (v, r) in enumerate(zip(graph.inputs, role, strict=True))
+    )
 
 
 def _of_training(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
