@@ -76,8 +76,8 @@ def _steps(
 def batch_factors(graph: Graph, rules: Sequence[Rule | None], roles: Sequence[str]) -> dict[int, str]:
     """Op index -> the factor that is the batch: dim 0 of the batch arguments, followed through the rules.
 
-    Of what passes by in microbatches it is dim 1, if it has more than that. In a merged dim the batch is the major part.
-    Where two operands bring it by different factors, the first counts.
+    Of what passes by in microbatches it is dim 1, if it has more than that. In a merged dim the batch is the major
+    part. Where two operands bring it by different factors, the first counts.
     """
     first = {"batch": 0, "stream": 1}
     dim: dict[int, int] = {
