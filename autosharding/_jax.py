@@ -5,6 +5,7 @@ What is here and why it cannot be had from the public names:
   JAX 0.10 and one since 0.11, so bodies are opened with `open_jaxpr`.
 - `eqn.ctx.manager`, `Primitive.get_bind_params`: needed to bind an equation again as it was traced.
 - `jax.extend.source_info_util`: the user's line and name scopes of an equation.
+- `jax._src.distributed`: the one barrier between processes that needs no device.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.core import eval_jaxpr
 from jax.extend import core as jex
 from jax.extend import source_info_util
@@ -218,3 +220,10 @@ _SHORT = {
 def is_ordered_effect(effect: Any) -> bool:
     """Effects whose order JAX promises to keep; a program over several devices cannot have them."""
     return "Ordered" in type(effect).__name__ or bool(getattr(effect, "ordered", False))
+
+
+def meet(name: str, seconds: int) -> None:
+    """Wait until all processes of `jax.distributed` have come to the place of this name, which none comes to twice."""
+    client = distributed.global_state.client
+    assert client is not None, "jax.distributed is not initialized"
+    client.wait_at_barrier(name, seconds * 1000)

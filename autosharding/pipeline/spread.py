@@ -13,10 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autosharding import placing
+from autosharding import _jax, placing
 from autosharding.pipeline.channel import Wire, absent
 from autosharding.pipeline.transfer import Transfer
 from autosharding.processes import has_some, processes_of
+
+PATIENCE = 600
+"""Seconds that an array may take from its devices to others."""
 
 
 def spread(tree: Any) -> Any:
@@ -62,7 +65,9 @@ def _bring(x: Any, want: NamedSharding) -> Any:
         return placing.brought(x, want) if has_some(want.device_set) else absent(x, want)
     wire = _wires().wire(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_plain(has)), _plain(want))
     wire.put(x if has_some(has.device_set) else None)
-    return wire.get()
+    found = jax.block_until_ready(wire.get())
+    _wires().end()
+    return found
 
 
 def _plain(sharding: NamedSharding) -> NamedSharding:
@@ -79,12 +84,21 @@ class _Wires:
     def __init__(self) -> None:
         self.channel = Transfer(jax.devices())
         self.made: dict[Any, Wire] = {}
+        self.ended = 0
 
     def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding) -> Wire:
         key = came.shape, came.dtype, came.sharding, to
         if key not in self.made:
             self.made[key] = self.channel.wire(came, to)
         return self.made[key]
+
+    def end(self) -> None:
+        """Go on when all processes have what was sent to them.
+
+        One that went on into a collective could have all its threads waiting there while its tiles are still asked for.
+        """
+        self.ended += 1
+        _jax.meet(f"autosharding brought {self.ended}", PATIENCE)
 
 
 @functools.cache
