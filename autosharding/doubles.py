@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autosharding.graph import Atom, Graph, Op, Value
+from autosharding.graph import Atom, Graph, Op, Value, same_params
 
 
 def without_doubles(graph: Graph) -> Graph:
@@ -47,18 +47,8 @@ def without_doubles(graph: Graph) -> Graph:
 def _meaning(op: Op) -> Any:
     if op.effects or op.region is not None:
         return None
-    atoms = tuple(a.id if isinstance(a, Value) else (str(a.value), a.dtype, str(a.aval)) for a in op.inputs)
-    key = (
-        op.name,
-        atoms,
-        tuple(sorted(op.params.items(), key=lambda kv: kv[0])),
-        tuple(v.type for v in op.outputs),
-    )
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
+    atoms = tuple(a.id if isinstance(a, Value) else a.kind for a in op.inputs)
+    return op.name, atoms, same_params(op.params), tuple(v.kind for v in op.outputs)
 
 
 @dataclass(frozen=True, slots=True)

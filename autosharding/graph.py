@@ -12,12 +12,13 @@ A pass that looks at ops one by one sees the ops of all bodies; one that follows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from itertools import pairwise
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 PHASES = ("forward", "backward", "update")
@@ -64,6 +65,11 @@ class Value:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
     @property
+    def kind(self) -> Hashable:
+        """What there is to know of it besides which one it is."""
+        return self.shape, self.dtype
+
+    @property
     def name(self) -> str:
         """A letter code as in JAX's printed jaxprs: a, b, ..., z, ba, bb, ..."""
         return letters(self.id)
@@ -86,6 +92,11 @@ class Literal:
     def rank(self) -> int:
         """Always 0."""
         return 0
+
+    @property
+    def kind(self) -> Hashable:
+        """What there is to know of it."""
+        return str(self.value), self.dtype, str(self.aval)
 
     def __str__(self) -> str:
         return f"{self.value}:{self.dtype}[]"
@@ -257,6 +268,12 @@ class Op:
         return self.name in ("iota", "broadcast_in_dim", "empty", "empty2") and not self.values and not self.effects
 
     @property
+    def kind(self) -> Hashable:
+        """What it computes, whatever it computes it of: equal for the ops of identical layers."""
+        operands = tuple(a.kind for a in self.inputs)
+        return self.name, operands, tuple(v.kind for v in self.outputs), same_params(self.params)
+
+    @property
     def where(self) -> str:
         """The op, its phase and the user's line, for messages."""
         return f"{self.name} ({self.source or self.scope or 'no source line'})"
@@ -321,6 +338,12 @@ class Graph:
                 if isinstance(a, Value):
                     uses[a.id].append((op, i))
         return tuple(tuple(u) for u in uses)
+
+    @cached_property
+    def kinds(self) -> tuple[int, ...]:
+        """For each op the number of its kind: ops of one kind compute the same of operands of the same types."""
+        known: dict[Hashable, int] = {}
+        return tuple(known.setdefault(op.kind, len(known)) for op in self.ops)
 
     @cached_property
     def borders(self) -> Mapping[int, tuple[int, ...]]:
@@ -515,6 +538,16 @@ def regions(ops: Sequence[Op]) -> list[tuple[int, ...]]:
     if waiting:
         raise ValueError(f"the region of op {waiting[-1][0]} ({ops[waiting[-1][0]].name}) does not end")
     return found
+
+
+def same_params(params: Mapping[str, Any]) -> Hashable:
+    """Equal for equal params; where one of them cannot be hashed (an array), for this very mapping alone."""
+    key = tuple(sorted(params.items(), key=itemgetter(0)))
+    try:
+        hash(key)
+    except TypeError:
+        return id(params)
+    return key
 
 
 def letters(n: int) -> str:

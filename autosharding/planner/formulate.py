@@ -84,6 +84,21 @@ class Formulation:
     specs: Mapping[int, np.ndarray]
 
 
+@dataclass(frozen=True, eq=False)
+class _States:
+    """What the states of an op's node mean; one for all ops with the same table, the same part of it, run as often.
+
+    Attributes:
+        costs: seconds of each.
+        operands: for each input the spec each of them reads; None where it is free.
+        results: for each output the spec each of them leaves.
+    """
+
+    costs: np.ndarray
+    operands: tuple[np.ndarray | None, ...]
+    results: tuple[np.ndarray, ...]
+
+
 @collector_paused()
 def formulate(
     graph: Graph,
@@ -154,6 +169,8 @@ class _Builder:
         self.memory: list[Memory] = []
         self.specs: dict[int, np.ndarray] = {}
         self.chosen: dict[int, tuple[Table, np.ndarray]] = {}
+        self.states: dict[int, _States] = {}
+        self.known_states: dict[tuple[int, int, int], _States] = {}
         self.made: dict[int, tuple[int, np.ndarray]] = {}
         self.copies: dict[int, list[CopyNode]] = {}
         self.reads: dict[Reader, int | None] = {}
@@ -252,21 +269,32 @@ class _Builder:
         rule = self.rules[op.index]
         assert rule is not None
         table = self.tables.table(op, rule)
-        kept = np.arange(len(table.strategies))
-        if self.restrictions.steps is not None:
-            mask = self.restrictions.steps(op, table)
-            if mask is not None and mask.any():
-                kept = np.flatnonzero(mask)
-        kept = self.tables.shared(kept)
+        kept = self._kept(op, table)
+        states = self.states[op.index] = self._states(table, kept, self.graph.op_times[op.index])
         self.chosen[op.index] = (table, kept)
-        node = self.op_nodes[op.index] = self._node(
-            self.tables.shared(table.seconds[kept] * self.graph.op_times[op.index])
-        )
-        for v, index in zip(op.outputs, table.results, strict=True):
-            index = self.tables.shared(index[kept])
+        node = self.op_nodes[op.index] = self._node(states.costs)
+        for v, index in zip(op.outputs, states.results, strict=True):
             self.made[v.id] = (node, index)
             if self.life.held[v.id] and v.id not in self.aliased:
                 self._remember(node, self.life.begin[v.id], self.life.end[v.id], self.tables.space(v).bytes[index])
+
+    def _kept(self, op: Op, table: Table) -> np.ndarray:
+        """The strategies that the restrictions leave, as indices; all where they would leave none."""
+        mask = self.restrictions.steps(op, table) if self.restrictions.steps is not None else None
+        if mask is None or not mask.any():
+            return self.tables.shared(np.arange(len(table.strategies)))
+        return self.tables.shared(np.flatnonzero(mask))
+
+    def _states(self, table: Table, kept: np.ndarray, times: int) -> _States:
+        key = id(table), id(kept), times
+        if key not in self.known_states:
+            shared = self.tables.shared
+            self.known_states[key] = _States(
+                shared(table.seconds[kept] * times),
+                tuple(None if index is None else shared(index[kept]) for index in table.operands),
+                tuple(shared(index[kept]) for index in table.results),
+            )
+        return self.known_states[key]
 
     def _output(self, i: int, a: object) -> int:
         if i in self.state or not isinstance(a, Value) or self.graph.is_free(a):
@@ -370,7 +398,6 @@ class _Builder:
         if op.region is not None:
             lane, stacked = self.graph.lane_read[i, position]
             return self.lanes[lane], self._lane_index(lane, v, stacked=stacked)
-        table, kept = self.chosen[i]
-        index = table.operands[position]
+        index = self.states[i].operands[position]
         assert index is not None
-        return self.op_nodes[i], self.tables.shared(index[kept])
+        return self.op_nodes[i], index

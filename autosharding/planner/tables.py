@@ -68,9 +68,20 @@ class Tables:
         known = known or Known()
         self._spaces, self._tables, self._arrays = known.spaces, known.tables, known.arrays
         self._matrices, self._held = known.matrices, known.held
+        self._space_of: dict[int, SpecSpace] = {}
+        self._facts = [
+            None if graph.is_free(v) else (monoid, there)
+            for v, monoid, there in zip(graph.values, monoids, life.materialised, strict=True)
+        ]
+        self._table_of: dict[Any, Table] = {}
 
     def space(self, value: Value) -> SpecSpace:
-        """All specs of a value."""
+        """All specs of a value of the graph."""
+        if value.id not in self._space_of:
+            self._space_of[value.id] = self._shared_space(value)
+        return self._space_of[value.id]
+
+    def _shared_space(self, value: Value) -> SpecSpace:
         key_like = value.dtype.startswith("key")
         key = (value.shape, value.itemsize, self.monoids[value.id], key_like)
         if key not in self._spaces:
@@ -114,16 +125,19 @@ class Tables:
         return self._matrices[key]
 
     def table(self, op: Op, rule: Rule) -> Table:
-        """The strategies of an op, priced."""
-        key = self._key(op, rule)
-        if key not in self._tables:
-            self._tables[key] = self._make(op, rule)
-        return self._tables[key]
+        """The strategies of an op of the graph, priced."""
+        here = self.graph.kinds[op.index], tuple(self._facts[v.id] for v in (*op.values, *op.outputs))
+        if here not in self._table_of:
+            key = self._key(op, rule)
+            if key not in self._tables:
+                self._tables[key] = self._make(op, rule)
+            self._table_of[here] = self._tables[key]
+        return self._table_of[here]
 
-    def _facts(self, a: Value | Literal) -> Any:
+    def _type(self, a: Value | Literal) -> Any:
         if isinstance(a, Literal) or self.graph.is_free(a):
             return (None, a.shape)
-        return (a.shape, a.itemsize, a.dtype, self.monoids[a.id], self.life.materialised[a.id])
+        return (a.shape, a.itemsize, a.dtype, self._facts[a.id])
 
     def _key(self, op: Op, rule: Rule) -> Any:
         return (
@@ -134,8 +148,8 @@ class Tables:
             rule.known,
             str(sorted(op.params.items())) if rule.admits or rule.exchanges else "",
             rule.specs,
-            tuple(map(self._facts, op.inputs)),
-            tuple(map(self._facts, op.outputs)),
+            tuple(map(self._type, op.inputs)),
+            tuple(map(self._type, op.outputs)),
         )
 
     def _make(self, op: Op, rule: Rule) -> Table:

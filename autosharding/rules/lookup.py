@@ -14,8 +14,14 @@ _KERNEL = {"pallas_call": "name", "ffi_call": "target_name"}
 
 @collector_paused()
 def rules_of(graph: Graph) -> list[Rule | None]:
-    """The rule of each op; None for the borders of regions, which pass their lanes on."""
-    return [None if op.region is not None else rule_for(op) for op in graph.ops]
+    """The rule of each op; None for the borders of regions, which pass their lanes on. Ops of one kind share theirs."""
+    known: dict[int, Rule] = {}
+    found: list[Rule | None] = []
+    for op, kind in zip(graph.ops, graph.kinds, strict=True):
+        if op.region is None and kind not in known:
+            known[kind] = rule_for(op)
+        found.append(None if op.region is not None else known[kind])
+    return found
 
 
 def rule_for(op: Op) -> Rule:
