@@ -17,6 +17,7 @@ from autosharding.planner.liveness import Liveness, liveness
 from autosharding.planner.methods import restrictions
 from autosharding.planner.roles import roles
 from autosharding.planner.tables import Known, Tables
+from autosharding.planner.uneven import uneven
 from autosharding.rules import Rule, rules_of
 from autosharding.spec import Spec
 from autosharding.strategies import monoids
@@ -125,7 +126,8 @@ def plan_graph(
         raise next(p for _, p in tried if isinstance(p, Infeasible))
     best = min(plans, key=lambda p: p.seconds)
     others = tuple(_alternative(t, p) for t, p in tried if p is not best)
-    return replace(best, alternatives=others, unlimited=min(p.unlimited for p in plans)).verify()
+    notes = uneven(graph, rules, best.steps, best.mesh)
+    return replace(best, alternatives=others, unlimited=min(p.unlimited for p in plans), notes=notes).verify()
 
 
 def _topologies(
