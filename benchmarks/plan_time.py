@@ -24,6 +24,7 @@ from autosharding.pipeline import OnceForSame, PipelinePlan, Planner
 from autosharding.pipeline.build import Site, cut, forward_of
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.plan import schedule_of
+from autosharding.pipeline.slices import in_slices
 from autosharding.planner import plan_graph
 from autosharding.target import Target, find_target
 from cost_model import Cluster, show_bytes, show_seconds
@@ -89,7 +90,8 @@ def ours(target: Target, row: Row) -> tuple[Any, float, float]:
 def theirs(target: Target, row: Row, published: Published) -> PipelinePlan:
     """The published plan, at our prices."""
     traced, cluster = traced_of(target), Cluster.parse(row.cluster)
-    forward = forward_of(traced.graph, traced.state, published.microbatches, donated=traced.donated)
+    sliced = in_slices(traced.graph, traced.state, traced.donated, published.stages)
+    forward = forward_of(sliced, published.microbatches)
     starts = layers_of(forward)
     blocks = len(starts) - 2  # the last layer is the head: it goes with the last stage
     first = [starts[blocks * i // published.stages] for i in range(published.stages)]
@@ -98,7 +100,7 @@ def theirs(target: Target, row: Row, published: Published) -> PipelinePlan:
     mesh = group.topology({axis: n for axis, n in sizes.items() if n > 1})
     sites = [Site(i * group.n_devices, mesh) for i in range(published.stages)]
     schedule = schedule_of("1f1b", published.stages, published.microbatches)
-    pipeline = cut(forward, schedule, [*first, starts[-1]], independent=False)
+    pipeline = cut(sliced, forward, schedule, [*first, starts[-1]], independent=False)
     return pipeline.plan(cluster, sites, OnceForSame(_by_hand()), NO_LIMIT)
 
 

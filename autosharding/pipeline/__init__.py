@@ -1,9 +1,9 @@
 """A step as a pipeline: its program cut into pieces, each planned on its stage's devices, run by a schedule.
 
-Nothing is marked in the step. Layers are found in it, by cuts where little is sent (`layers`), and priced (`prices`);
-which of them make a stage, and on which devices, is what the prices promise most of (`stages`). The forward pass is cut
-there, all else follows its data (`assign`). Each piece is a graph of its own (`piece`), planned as any graph is; its
-programs run parts of that one plan (`programs`), task by task (`runner`).
+Nothing is marked in the step. Loops over layers are taken apart (`slices`). Layers are found, by cuts where little is
+sent (`layers`), and priced (`prices`); which of them make a stage, and on which devices, is what the prices promise
+most of (`stages`). The forward pass is cut there, all else follows its data (`assign`). Each piece is a graph of its
+own (`piece`), planned as any graph is; its programs run parts of that one plan (`programs`), task by task (`runner`).
 """
 
 from autosharding.pipeline.build import Pipeline as Pipeline

@@ -19,6 +19,7 @@ from autosharding.pipeline.piece import Piece, piece_of
 from autosharding.pipeline.plan import PipelinePlan
 from autosharding.pipeline.programs import Programs
 from autosharding.pipeline.runner import Runner
+from autosharding.pipeline.slices import InSlices, in_slices
 from autosharding.pipeline.transfer import channel_between
 from autosharding.plan import Plan
 from cost_model import Cluster, ClusterError, Topology
@@ -83,12 +84,12 @@ class Pipeline:
     """A step cut into pieces.
 
     Attributes:
-        graph: the step.
+        graph: the step, as it was cut.
         schedule: which task runs when, and on which stage.
         cuts: where the pieces begin among the units that a cut parts, and the number of these.
         assignment: what each piece does.
         pieces: the pieces.
-        state: result index -> index of the input whose new state it is.
+        sliced: the step, its loops over layers taken apart: what was cut, with what its arrays are to the user's.
         independent: whether a microbatch takes the statistics of its own examples for those of the batch.
     """
 
@@ -97,7 +98,7 @@ class Pipeline:
     cuts: tuple[int, ...]
     assignment: Assignment
     pieces: tuple[Piece, ...]
-    state: Mapping[int, int]
+    sliced: InSlices
     independent: bool = False
 
     def plan(self, cluster: Cluster, sites: Sequence[Site], planner: Planner, memory: int | None) -> PipelinePlan:
@@ -190,7 +191,7 @@ class Pipeline:
         meshes = [placing.mesh_over(each.mesh, stages[p % n], None) for p, each in enumerate(plan.plans)]
         programs = [Programs(*each) for each in zip(self.parts(plan.plans), meshes, strict=True)]
         between = channel or channel_between(d for stage in stages for d in stage)
-        return Runner(self.graph, programs, self.schedule, self.assignment.rounds, self.state, between)
+        return Runner(self.graph, programs, self.schedule, self.assignment.rounds, self.sliced.state, between)
 
     def check(self, plan: PipelinePlan) -> None:
         """Whether a plan is one of this pipeline.
@@ -228,28 +229,25 @@ def pipelined(
         MicrobatchError: where the batch cannot be cut.
         StageError: where the program cannot be cut.
     """
-    forward = forward_of(graph, state, schedule.n_microbatches, independent=independent, donated=donated)
-    return cut(forward, schedule, forward.even(schedule.n_pieces) if cuts is None else cuts, independent=independent)
+    sliced = in_slices(graph, state, donated, schedule.n_pieces)
+    forward = forward_of(sliced, schedule.n_microbatches, independent=independent)
+    starts = forward.even(schedule.n_pieces) if cuts is None else cuts
+    return cut(sliced, forward, schedule, starts, independent=independent)
 
 
-def forward_of(
-    graph: Graph,
-    state: Mapping[int, int],
-    microbatches: int,
-    *,
-    independent: bool = False,
-    donated: frozenset[int] = frozenset(),
-) -> Forward:
+def forward_of(sliced: InSlices, microbatches: int, *, independent: bool = False) -> Forward:
     """A step in microbatches, ready to be cut.
 
     Raises:
         MicrobatchError: where the batch cannot be cut.
     """
+    graph, state = sliced.graph, sliced.state
     examples = examples_of(graph, state, microbatches)
-    return Forward(best_labels(graph, state, examples, microbatches, independent=independent), state, donated)
+    labels = best_labels(graph, state, examples, microbatches, independent=independent)
+    return Forward(labels, state, sliced.donated)
 
 
-def cut(forward: Forward, schedule: Schedule, cuts: Sequence[int], *, independent: bool) -> Pipeline:
+def cut(sliced: InSlices, forward: Forward, schedule: Schedule, cuts: Sequence[int], *, independent: bool) -> Pipeline:
     """Cut a step into the pieces of a schedule that begin at `cuts`."""
     if len(cuts) != schedule.n_pieces + 1 or cuts[-1] != len(forward.cuttable):
         raise PlanMismatch(
@@ -262,4 +260,4 @@ def cut(forward: Forward, schedule: Schedule, cuts: Sequence[int], *, independen
         readers = Counter(port.of for piece in pieces for port in piece.inputs if port.kind == "step")
         alone = [frozenset(i for i in p.donated if readers[p.inputs[i].of] == 1) for p in pieces]
         pieces = [replace(p, donated=own) for p, own in zip(pieces, alone, strict=True)]
-    return Pipeline(forward.labels.graph, schedule, tuple(cuts), assignment, tuple(pieces), forward.state, independent)
+    return Pipeline(sliced.graph, schedule, tuple(cuts), assignment, tuple(pieces), sliced, independent)

@@ -124,8 +124,7 @@ class Forward:
             except NoStages as error:
                 if slack >= n_pieces:
                     raise StageError(
-                        f"The step {self.labels.graph.name!r} was to be cut into {n_pieces} pieces: {error} A `scan` "
-                        "over layers counts as one op."
+                        f"The step {self.labels.graph.name!r} was to be cut into {n_pieces} pieces: {error}"
                     ) from error
                 slack *= 2
 

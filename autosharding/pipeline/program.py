@@ -17,6 +17,7 @@ from autosharding.microbatch import batch_of
 from autosharding.pipeline.build import Pipeline, equal_sites, pipelined
 from autosharding.pipeline.plan import PipelinePlan, schedule_of
 from autosharding.pipeline.runner import Runner
+from autosharding.pipeline.stacks import Stack
 from autosharding.pipeline.stages import StageSearch
 from stage_dp import NoStages
 
@@ -111,8 +112,28 @@ class PipelineProgram:
         return self.pipeline.runner(self.plan, stages)
 
     @cached_property
+    def stacks(self) -> Mapping[int, Stack]:
+        """Argument that is cut in slices -> how it lies."""
+        places, arguments = self.pipeline.sliced.inputs, self.traced.graph.inputs
+        return {
+            i: Stack(
+                jax.ShapeDtypeStruct(arguments[i].shape, arguments[i].aval.dtype),
+                place.dim,
+                [self._lying[k] for k in place.indices],
+            )
+            for i, place in enumerate(places)
+            if place.count > 1
+        }
+
+    @cached_property
     def shardings(self) -> tuple[NamedSharding, ...]:
         """Of the arguments' arrays: on the stage that makes their new state, else on the first that reads them."""
+        places = enumerate(self.pipeline.sliced.inputs[: self.traced.graph.n_arguments])
+        return tuple(self.stacks[i].sharding if i in self.stacks else self._lying[p.first] for i, p in places)
+
+    @cached_property
+    def _lying(self) -> tuple[NamedSharding, ...]:
+        """Likewise of the arguments of what was cut, slices among them."""
         found: dict[int, NamedSharding] = {}
         for programs in self.runner.pieces:
             piece = programs.parts.piece
@@ -131,11 +152,16 @@ class PipelineProgram:
         Raises:
             TypeError: for arrays of other shapes than it was planned for.
         """
-        graph = self.pipeline.graph
+        graph, sliced = self.traced.graph, self.pipeline.sliced
         for x, v in zip(arrays, graph.inputs, strict=False):
             if isinstance(x, Tracer) or np.shape(x) != v.shape or jax.dtypes.result_type(x) != v.aval.dtype:
                 raise TypeError("planned for other arguments")
-        return self.runner([*arrays, *graph.constants])
+        given = [part for i, x in enumerate(arrays) for part in (self.stacks[i].slices(x) if i in self.stacks else [x])]
+        results = self.runner([*given, *sliced.graph.constants])
+        return [self._result(o, [results[k] for k in place.indices]) for o, place in enumerate(sliced.outputs)]
+
+    def _result(self, o: int, slices: Sequence[Any]) -> Any:
+        return slices[0] if len(slices) == 1 else self.stacks[self.traced.state[o]].joined(slices)
 
     def lower(self) -> Any:
         """There is no one program.

@@ -26,7 +26,8 @@ class OnceForSame:
     def __call__(self, piece: Piece, where: Cluster | Topology, memory: int | None, rent: float = 0.0) -> Plan:
         """The plan of a piece; see `Planner`."""
         graph = piece.graph
-        key = (graph.fingerprint, tuple(sorted(piece.state.items())), piece.streams, piece.donated, where, memory, rent)
+        program = replace(graph, name="").fingerprint
+        key = (program, tuple(sorted(piece.state.items())), piece.streams, piece.donated, where, memory, rent)
         if key not in self._known:
             self._known[key] = graph, self.planner(piece, where, memory, rent)
         return _told_of(graph, *self._known[key])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from autosharding.errors import Infeasible, MicrobatchError
@@ -15,6 +16,7 @@ from autosharding.pipeline.forward import Forward
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.plan import PipelinePlan, schedule_of
 from autosharding.pipeline.prices import Pricer, Table
+from autosharding.pipeline.slices import InSlices, in_slices
 from cost_model import Cluster, Torus
 from stage_dp import Layers, NoStages, Stage, Stages, Submesh, split_layers, submesh_shapes
 
@@ -36,6 +38,7 @@ GAIN = 0.99
 class Candidate:
     """A number of microbatches with its price table and the best stages for it."""
 
+    sliced: InSlices
     forward: Forward
     table: Table
     stages: Stages
@@ -90,10 +93,15 @@ class StageSearch:
     def candidate(self, microbatches: int, submeshes: Sequence[Submesh] | None = None) -> Candidate:
         """The best stages for a number of microbatches, on some of the submeshes or all."""
         self.tell(f"pricing layers for {microbatches} microbatches")
-        forward = forward_of(self.graph, self.state, microbatches, independent=self.independent, donated=self.donated)
+        forward = forward_of(self.sliced, microbatches, independent=self.independent)
         pricer = Pricer(forward, layers_of(forward), self.planner, splits_backward=self.schedule in SPLITS_BACKWARD)
         table = pricer.table(self.cluster, submeshes or self.submeshes, self.memory)
-        return Candidate(forward, table, self._split(table.layers))
+        return Candidate(self.sliced, forward, table, self._split(table.layers))
+
+    @cached_property
+    def sliced(self) -> InSlices:
+        """The step, its loops over layers taken apart for so many stages."""
+        return in_slices(self.graph, self.state, self.donated, self.n_stages or 1)
 
     def _split(self, layers: Layers) -> Stages:
         """The best stages; where their number is asked for, on all devices."""
@@ -191,7 +199,7 @@ class StageSearch:
         cuts = [*(table.starts[s.first] for s in stages.stages), table.starts[-1]]
         sites = [self._site(table, s) for s in stages.stages[:count]]
         self.tell(f"planning {count} stages and {stages.microbatches} microbatches")
-        pipeline = cut(found.forward, schedule, cuts, independent=self.independent)
+        pipeline = cut(found.sliced, found.forward, schedule, cuts, independent=self.independent)
         return pipeline, pipeline.plan(self.cluster, sites, self.planner, self.memory)
 
     def _site(self, table: Table, stage: Stage) -> Site:

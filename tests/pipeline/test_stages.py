@@ -13,6 +13,7 @@ from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.parts import Parts
 from autosharding.pipeline.prices import NO_LIMIT, Pricer, Way
 from autosharding.pipeline.same import OnceForSame
+from autosharding.pipeline.slices import in_slices
 from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from cost_model import Cluster
@@ -53,22 +54,24 @@ def planner(piece, where, memory, rent=0.0):
 
 def pricer_of(n_blocks, microbatches, **sizes):
     graph, _, state = graph_of(*arguments(n_blocks, **sizes))
-    forward = forward_of(graph, state, microbatches)
-    return forward, Pricer(forward, layers_of(forward), OnceForSame(planner), splits_backward=False)
+    sliced = in_slices(graph, state, frozenset(), 1)
+    forward = forward_of(sliced, microbatches)
+    return sliced, forward, Pricer(forward, layers_of(forward), OnceForSame(planner), splits_backward=False)
 
 
 def test_blocks_are_layers_and_equal_ones_are_known():
-    _, pricer = pricer_of(6, 4)
+    *_, pricer = pricer_of(6, 4)
     assert pricer.kinds.count(pricer.commonest) >= 5
     assert len(set(pricer.kinds)) <= 4
 
 
 def test_a_range_costs_what_its_layers_cost():
-    forward, pricer = pricer_of(5, 4, width=1024, batch=2048)
+    sliced, forward, pricer = pricer_of(5, 4, width=1024, batch=2048)
     submeshes = stage_dp.submesh_shapes(1, 2)
     table = pricer.table(Cluster.parse("v100:1x2"), submeshes, None)
     n, k = len(pricer.kinds), submeshes.index(stage_dp.Submesh(1, 2))
-    pieces = cut(forward, stage_dp.one_f_one_b(3, 4), [pricer.starts[i] for i in (0, 1, n - 1, n)], independent=False)
+    starts = [pricer.starts[i] for i in (0, 1, n - 1, n)]
+    pieces = cut(sliced, forward, stage_dp.one_f_one_b(3, 4), starts, independent=False)
     for way, price in zip(table.ways[1, n - 1, k], table.layers.fronts[1, n - 1, k], strict=True):
         plan = planner(pieces.pieces[1], way.topology, NO_LIMIT, way.rent)
         direct = Parts(pieces.pieces[1], plan, pieces.assignment.rounds).price(4)
@@ -77,7 +80,7 @@ def test_a_range_costs_what_its_layers_cost():
 
 
 def test_rent_buys_memory():
-    _, pricer = pricer_of(3, 4, width=64, batch=8192)
+    *_, pricer = pricer_of(3, 4, width=64, batch=8192)
     (mesh,) = Cluster.parse("v100:1x4").logical_meshes(1)
     free, rented = (pricer._common(Way(mesh, rent)) for rent in (0.0, 1e-6))
     assert rented.state_bytes < free.state_bytes
@@ -87,11 +90,11 @@ def test_rent_buys_memory():
 def test_stages_of_different_sizes_give_the_numbers_of_one_device():
     graph, leaves, state = graph_of(*arguments(3))
     cluster = Cluster.parse("cpu:8")
-    forward = forward_of(graph, state, 4)
+    sliced = in_slices(graph, state, frozenset(), 3)
+    forward = forward_of(sliced, 4)
     starts = layers_of(forward)
-    pipeline = cut(
-        forward, stage_dp.one_f_one_b(3, 4), [starts[0], starts[1], starts[2], starts[-1]], independent=False
-    )
+    begins = [starts[0], starts[1], starts[2], starts[-1]]
+    pipeline = cut(sliced, forward, stage_dp.one_f_one_b(3, 4), begins, independent=False)
     sites = [Site(4, cluster.group(1)), Site(0, cluster.group(4)), Site(6, cluster.group(2))]
     plan = pipeline.plan(cluster, sites, planner, None)
     assert plan.firsts == (4, 0, 6)

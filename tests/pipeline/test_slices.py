@@ -1,0 +1,136 @@
+"""Loops over layers in a pipeline: cut by slices, whose arrays stay on their stages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import autosharding as asd
+from autosharding.capture import capture
+from autosharding.pipeline.slices import in_slices
+from autosharding.run_graph import Plain
+
+LAYERS, WIDTH, BATCH, VOCABULARY, RATE = 4, 16, 8, 12, 0.1
+
+
+def arguments(layers=LAYERS):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: (rng.standard_normal(shape) / 4).astype(np.float32)  # noqa: E731
+    p = {
+        "embed": draw(VOCABULARY, WIDTH),
+        "w": draw(layers, WIDTH, WIDTH),
+        "b": draw(WIDTH, layers),
+        "scale": draw(layers),
+    }
+    moments = jax.tree.map(np.zeros_like, p)
+    return (p, moments), rng.integers(0, VOCABULARY, (BATCH,)).astype(np.int32)
+
+
+def loss_fn(p, tokens, reverse=False):
+    """The biases are stacked along their last dim, the scales are cast, each layer knows its number."""
+
+    @jax.checkpoint
+    def layer(h, xs):
+        w, b, scale, n = xs
+        h = h + scale * jnp.tanh(h @ w + b) / (1 + n)
+        return h, jnp.mean(jnp.square(h), axis=-1)
+
+    stacks = p["w"], p["b"].T, p["scale"].astype(jnp.bfloat16).astype(jnp.float32), jnp.arange(p["w"].shape[0])
+    h, sizes = jax.lax.scan(layer, p["embed"][tokens], stacks, reverse=reverse)
+    found = jax.nn.log_softmax(h @ p["embed"].T)
+    return -jnp.take_along_axis(found, tokens[:, None], -1).sum() + 1e-2 * sizes.mean(0).sum()
+
+
+def step(state, tokens, reverse=False):
+    """Momentum, clipped by the norm of all gradients; the norm of the new parameters besides."""
+    p, moments = state
+    value, grads = jax.value_and_grad(loss_fn)(p, tokens, reverse)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    moments = jax.tree.map(lambda m, g: 0.9 * m + g * jnp.minimum(1.0, 0.5 / norm), moments, grads)
+    p = jax.tree.map(lambda w, m: w - RATE * m, p, moments)
+    return (p, moments), (value, sum(jnp.max(jnp.abs(w)) for w in jax.tree.leaves(p)))
+
+
+def backwards(state, tokens):
+    return step(state, tokens, reverse=True)
+
+
+def graph_of(fn, *args):
+    leaves, tree = jax.tree.flatten(args)
+    graph = capture(lambda *xs: jax.tree.leaves(fn(*jax.tree.unflatten(tree, xs))), leaves)
+    return graph, leaves, {i: i for i in range(len(leaves) - 1)}
+
+
+def slices_of(x, place):
+    return np.split(np.asarray(x), place.count, place.dim) if place.count > 1 else [x]
+
+
+@pytest.mark.parametrize("fn", [step, backwards])
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_slices_do_what_the_loop_did(fn, pieces):
+    graph, leaves, state = graph_of(fn, *arguments())
+    sliced = in_slices(graph, state, frozenset({0, 1}), pieces)
+    given = [part for x, place in zip(leaves, sliced.inputs, strict=True) for part in slices_of(x, place)]
+    many = jax.jit(Plain(sliced.graph).outputs)(given + list(sliced.graph.constants))
+    one = jax.jit(Plain(graph).outputs)(leaves + list(graph.constants))
+    for x, place in zip(one, sliced.outputs, strict=True):
+        found = [np.asarray(many[i]) for i in place.indices]
+        np.testing.assert_allclose(
+            np.concatenate(found, place.dim) if place.count > 1 else found[0], x, rtol=2e-5, atol=1e-7
+        )
+
+
+def test_all_that_belongs_to_layers_is_in_slices():
+    graph, _, state = graph_of(step, *arguments())
+    sliced = in_slices(graph, state, frozenset({0, 1}), 2)
+    names = graph.input_names
+    assert [p.count for p in sliced.inputs] == [2, 1, 2, 2, 2, 1, 2, 2, 1]  # b, embed, scale, w and their moments
+    assert [p.dim for p in sliced.inputs] == [1, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert sliced.graph.input_names[:3] == (f"{names[0]}[:, 0:2]", f"{names[0]}[:, 2:4]", names[1])
+    assert sliced.donated == {0, 1, 2}
+    assert sliced.state == {i: i for i in range(14)}
+    loops = [op for op in sliced.graph.ops if op.name == "scan"]
+    assert [op.params["length"] for op in loops] == [2, 2, 2, 2]
+    assert not any(op.name in ("concatenate", "slice") for op in sliced.graph.ops)
+
+
+def test_a_loop_over_time_stays_whole():
+    def recurrent(w, xs):
+        def loss(w):
+            return jnp.mean(jax.lax.scan(lambda h, x: (jnp.tanh(h @ w + x), None), jnp.zeros((2, 4)), xs)[0])
+
+        return w - jax.grad(loss)(w)
+
+    graph, _, state = graph_of(recurrent, np.ones((4, 4), np.float32), np.ones((6, 2, 4), np.float32))
+    assert in_slices(graph, state, frozenset(), 2).graph is graph
+
+
+def trained(run, state, steps=3):
+    """(the state, what else is returned) after some steps."""
+    said = []
+    for seed in range(steps):
+        tokens = np.random.default_rng(seed).integers(0, VOCABULARY, (BATCH,)).astype(np.int32)
+        state, found = run(state, tokens)
+        said.append(found)
+    return state, said
+
+
+@pytest.mark.parametrize("stages", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_training_in_stages_is_that_of_one_device(stages):
+    state, tokens = arguments()
+    run = asd.parallelize(step, stages=stages, microbatches=4)
+    one, many = trained(jax.jit(step), state), trained(run, state)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), one, many)
+    weights, plan = many[0][0]["w"], run.plan(state, tokens)
+    assert {p.topology.n_devices for p in plan.plans} == {8 // stages}
+    assert weights.sharding.mesh.shape["stages"] == stages  # each stage holds its own layers
+    assert {s.index[0].stop - s.index[0].start for s in weights.addressable_shards} == {LAYERS // stages}
+
+
+@pytest.mark.slow
+def test_layers_that_stages_cannot_share_equally():
+    state, tokens = arguments(6)
+    run = asd.parallelize(step, stages=4, microbatches=2)
+    one, many = trained(jax.jit(step), state, 2), trained(run, state, 2)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), one, many)
+    assert many[0][0]["w"].sharding == run.shardings(state, tokens)[0][0]["w"]
