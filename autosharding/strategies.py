@@ -39,7 +39,7 @@ class Strategy:
 def monoid_of(op: Op, rule: Rule, operand_monoid: str | None, result: Value) -> str | None:
     """The monoid of a result's partial states: that of its reduction, of the data moved, or a sum; None if never."""
     reductions = set(rule.reduced.values())
-    if reductions and result.rank < op.inputs[0].rank and reductions != {"sum"}:
+    if reductions and reductions != {"sum"}:
         return reductions.pop() if len(reductions) == 1 else None
     if rule.moves_data and operand_monoid is not None:
         return operand_monoid

@@ -4,13 +4,14 @@ Four kinds of dims: index batch dims (`n`, a factor of indices and result), oper
 three), window dims taken whole (`w`), and looked-up dims, one element at a time (`v`). Where `v` is split
 each device looks up what is its own: a gather then leaves partial sums, a scatter just skips what is
 another's. Where the index batch of a scatter-add is split, each device adds its own updates to a partial
-operand.
+operand; where the updates are compared, each device's result is one of those that are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from autosharding.graph import Op
-from autosharding.rules.base import Dims, Rule, Shard, factors_of, numeric, rule, sizes_of
+from autosharding.rules.base import Dims, Exchange, Rule, Shard, factors_of, rule, sizes_of
+from autosharding.rules.joined import collective, gathered, gathering
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,28 +224,52 @@ def _scatter_lookup(op: Op) -> Lookup:
     )
 
 
+_MONOIDS = {"scatter-add": "sum", "scatter-sub": "sum", "scatter-min": "min", "scatter-max": "max"}
+
+
 @rule("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max")
 def scatter(op: Op) -> Rule:
-    """`v w, n 1, n w -> v w`; for the sums `n` is summed on top of a partial operand, else it stays whole."""
+    """`v w, n 1, n w -> v w`, `n` reduced: for sums on top of a partial operand; whole where the last update counts."""
     a, indices, updates = op.inputs
     at = _scatter_lookup(op)
     sizes = sizes_of((at.operand, a.shape), (at.indices, indices.shape), (at.window, updates.shape))
     batch = [f for f in sizes if f.startswith("n")]
-    sums = op.name in ("scatter-add", "scatter-sub") and numeric(op.outputs[0])
+    monoid = collective(_MONOIDS.get(op.name), op.outputs[0].dtype)
+    sums = monoid == "sum"
     return Rule(
         operands=(at.operand, at.indices, at.window),
         results=(at.operand,),
         sizes=sizes,
-        reduced=dict.fromkeys(batch, "sum") if sums else {},
-        whole=frozenset() if sums else frozenset(batch),
+        reduced=dict.fromkeys(batch, monoid) if monoid else {},
+        whole=frozenset() if monoid or op.name == "scatter-mul" else frozenset(batch),
         linear=(frozenset({0, 2}),) if sums or op.name == "scatter" else (),
         added=frozenset({0}) if sums else frozenset(),
         flops=float(prod(updates.shape)),
+        exchanges=_products if op.name == "scatter-mul" else None,
         run=_run_scatter,
     )
 
 
+def _batch_axes(shard: Shard) -> list[str]:
+    """The mesh axes over which the index batch of a scatter is split."""
+    return [a for f, axes in shard.factors.items() if f.startswith("n") for a in axes]
+
+
+def _products(shard: Shard) -> Sequence[Exchange]:
+    axes = _batch_axes(shard)
+    return [gathering(shard, axes, prod(shard.result_shape()), shard.op.outputs[0].itemsize)] if axes else []
+
+
 def _run_scatter(shard: Shard, operand: Any, indices: Any, updates: Any) -> Sequence[Any]:
+    """Products of a split index batch are made on top of ones, gathered and multiplied with the operand."""
+    axes = _batch_axes(shard) if shard.op.name == "scatter-mul" else []
+    if not axes:
+        return _scattered(shard, operand, indices, updates)
+    (found,) = _scattered(shard, jnp.ones_like(operand), indices, updates)
+    return (reduce(jax.lax.mul, [operand, *gathered(found, axes)]),)
+
+
+def _scattered(shard: Shard, operand: Any, indices: Any, updates: Any) -> Sequence[Any]:
     """Where a looked-up dim is split, what is another device's is sent out of bounds, where it is dropped."""
     at = _scatter_lookup(shard.op)
     split = [(i, d) for i, d in at.looked_up if shard.operands[0].dims[d]]

@@ -11,6 +11,19 @@ import jax.numpy as jnp
 
 from autosharding.rules.base import Exchange, Shard
 
+_OF_BOOLEANS = {"max": "or", "min": "and", "or": "or", "and": "and"}
+
+
+def collective(monoid: str | None, dtype: str) -> str | None:
+    """The monoid as collectives have it: the max of booleans is their `or`; None where there is no such collective.
+
+    There is none for the max of complex numbers, nor for bitwise `and`/`or` of integers.
+    """
+    if dtype == "bool":
+        return _OF_BOOLEANS.get(monoid or "")
+    known = ("sum",) if dtype.startswith("c") else ("sum", "max", "min")
+    return monoid if monoid in known else None
+
 
 def gathered(x: Any, axes: Sequence[str]) -> Any:
     """What every device found, along a new leading dim."""

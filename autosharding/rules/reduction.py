@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from autosharding import _jax
 from autosharding.graph import Op
 from autosharding.rules.base import Exchange, Rule, Shard, factors_of, rule, sizes_of
-from autosharding.rules.joined import gathered, gathering, taken
+from autosharding.rules.joined import collective, gathered, gathering, taken
 
 _MONOIDS = {
     "reduce_sum": "sum",
@@ -22,8 +22,6 @@ _MONOIDS = {
     "reduce_or": "or",
 }
 
-_OF_BOOLEANS = {"reduce_and": "and", "reduce_or": "or", "reduce_min": "and", "reduce_max": "or"}
-
 
 @rule(*_MONOIDS, "reduce_prod", "reduce_xor")
 def reduce(op: Op) -> Rule:
@@ -31,7 +29,7 @@ def reduce(op: Op) -> Rule:
     a = op.inputs[0]
     dims = factors_of("d", a.shape)
     gone = {f"d{d}" for d in op.params["axes"] if a.shape[d] > 1}
-    monoid = _monoid(op)
+    monoid = collective(_MONOIDS.get(op.name), op.outputs[0].dtype)
     kept = tuple(f for d, f in enumerate(dims) if d not in op.params["axes"])
     return Rule(
         operands=(dims,),
@@ -43,18 +41,6 @@ def reduce(op: Op) -> Rule:
         exchanges=None if monoid else _exchanges,
         run=None if monoid else _run_reduce,
     )
-
-
-def _monoid(op: Op) -> str | None:
-    """How shards' results join; the max of booleans is their `or`.
-
-    Bitwise `and`/`or` of integers do not: there is no such collective, nor one for the max of complex numbers.
-    """
-    if op.name in ("reduce_max", "reduce_min") and op.outputs[0].dtype.startswith("c"):
-        return None
-    if op.outputs[0].dtype == "bool":
-        return _OF_BOOLEANS.get(op.name)
-    return None if op.name in ("reduce_and", "reduce_or") else _MONOIDS.get(op.name)
 
 
 def _gone(op: Op) -> Sequence[int]:

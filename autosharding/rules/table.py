@@ -113,7 +113,7 @@ _EXAMPLES: dict[str, _Example] = {
         ((5, 6),),
         {"dimension_numbers": _GATHER, "slice_sizes": (1, 6), "mode": GatherScatterMode.CLIP},
     ),
-    "sort": _Example((_A,), (_A,), {"dimension": 1}),
+    "sort": _Example((_A,), (_A,), {"dimension": 1, "num_keys": 1, "is_stable": True}),
     "top_k": _Example((_A,), ((4, 2), (4, 2)), {"axis": 1}),
     "approx_top_k": _Example((_A,), ((4, 2), (4, 2)), {"reduction_dimension": 1}),
     "fft": _Example((_A,), (_A,), {"fft_lengths": (6,)}),

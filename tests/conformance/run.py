@@ -143,12 +143,18 @@ def _planned(graph: Graph, inputs: Outputs, want: Outputs, mesh: Mapping[str, in
 
 def execute(graph: Graph, plan: Plan, inputs: Outputs) -> Outputs:
     """The plan's program on as many virtual devices as it wants."""
+    run, laid = placed(graph, plan, inputs)
+    return list(run(*laid))
+
+
+def placed(graph: Graph, plan: Plan, inputs: Outputs) -> tuple[Any, Outputs]:
+    """(the jitted program of a plan, the inputs as it wants them) on virtual devices."""
     devices = np.array(jax.devices()[: prod(plan.mesh.values())]).reshape(tuple(plan.mesh.values()))
     mesh = Mesh(devices, tuple(plan.mesh))
     laid = [
         jax.device_put(x, NamedSharding(mesh, partition_spec(i.spec))) for x, i in zip(inputs, plan.inputs, strict=True)
     ]
-    return list(jax.jit(executable(graph, plan, mesh), compiler_options=QUICK)(*laid))
+    return jax.jit(executable(graph, plan, mesh), compiler_options=QUICK), laid
 
 
 def topology(mesh: Mapping[str, int]) -> Topology:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from jax import lax
 
 from autosharding.capture import capture
+from autosharding.compare import compare
 from autosharding.planner import plan_graph
+from autosharding.rules.order import rounds
 from autosharding.spec import Spec
-from tests.conformance.run import execute, topology
+from tests.conformance.run import execute, placed, topology
 from tests.rules.harness import MESH_4, MESH_8, check
 
 _random = np.random.default_rng(0)
@@ -30,6 +32,8 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "prod": (lambda x: jnp.prod(x, (0, 1)), "reduce_prod"),
     "top_k": (lambda x: lax.top_k(x, 3), "top_k"),
     "top_k of more than a piece": (lambda x: lax.top_k(x, 7), "top_k"),
+    "sort": (lambda x: lax.sort(x, dimension=1), "sort"),
+    "argsort": (lambda x: jnp.argsort(x, 1), "sort"),
     "cumsum": (lambda x: lax.cumsum(x, 1), "cumsum"),
     "cumsum back": (lambda x: lax.cumsum(x, 1, reverse=True), "cumsum"),
     "cummax": (lambda x: lax.cummax(x, 1), "cummax"),
@@ -46,6 +50,62 @@ def test_combined(name: str, x: np.ndarray) -> None:
 
 def test_combined_on_four_pieces() -> None:
     check(lambda x: (lax.top_k(x, 3), jnp.argmax(x, 1), lax.cumsum(x, 1), jnp.argmin(x, 0)), TIES, mesh=MESH_8)
+
+
+@pytest.mark.parametrize("n", range(1, 20))
+def test_rounds_of_disjoint_pairs_sort(n: int) -> None:
+    for _ in range(20):
+        x = list(_random.permutation(n))
+        for pairs in rounds(n):
+            assert len({i for pair in pairs for i in pair}) == 2 * len(pairs)
+            for i, j in pairs:
+                x[i], x[j] = min(x[i], x[j]), max(x[i], x[j])
+        assert x == sorted(x)
+
+
+@pytest.mark.parametrize("parts", [3, 8])
+def test_pairs_are_sorted_in_pieces_by_the_bytes_of_the_plan(parts: int) -> None:
+    keys, values = np.repeat(TIES.reshape(-1), 3), np.arange(96, dtype=np.float32)
+    graph = capture(lambda x, y: lax.sort((x, y), num_keys=1), [keys, values])
+    plan = plan_graph(graph, topology=topology({"x": parts}), specs={0: Spec((("x",),)), 1: Spec((("x",),))})
+    assert [c.bytes for c in plan.collectives] == [96 // parts * 4] * 3 * len(list(rounds(parts)))
+    run, laid = placed(graph, plan, [keys, values])
+    assert compare(plan, run.lower(*laid).compile()).agrees
+    order = np.argsort(keys, kind="stable")
+    np.testing.assert_array_equal(run(*laid)[0], keys[order])
+    np.testing.assert_array_equal(run(*laid)[1], values[order])
+
+
+def test_a_sort_whose_equals_may_swap_stays_whole() -> None:
+    x = TIES.reshape(-1)
+    assert check(lambda x: lax.sort((x, -x), num_keys=1, is_stable=False), x, only=["sort"])["sort"] == 0
+    assert check(lambda x: lax.sort((x, -x), num_keys=2, is_stable=False), x, only=["sort"])["sort"] >= 3
+
+
+UPDATES = {"reals": NANS.T, "integers": TIES.T - 1, "booleans": TIES.T > 0}
+NO_PRODUCT = ("mul", "booleans")  # in JAX
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, k) for n in ("min", "max", "mul") for k in UPDATES if (n, k) != NO_PRODUCT]
+)
+def test_updates_that_are_split_are_joined(name: str, kind: str) -> None:
+    updates = UPDATES[kind]
+    at = jnp.array([0, 2, 2, 0, 7, -1, 2, 1])  # one out of bounds, which is dropped
+    x = REALS.T[:3].astype(updates.dtype)
+    counts = check(lambda x, u: getattr(x.at[at], name)(u), x, updates, only=[f"scatter-{name}"])
+    assert counts[f"scatter-{name}"] >= 8
+
+
+def test_the_largest_of_each_segment_over_split_examples() -> None:
+    graph = capture(lambda x, i: [jax.ops.segment_max(x, i, 3)], [jnp.zeros((32, 5)), jnp.zeros(32, jnp.int32)])
+    plan = plan_graph(graph, topology=topology(MESH_4))
+    (step,) = [s for s in plan.steps if s.op == "scatter-max"]
+    assert [axes for _, axes in step.factors] == [("x", "y")]
+    assert step.results[0].monoid == "max"
+    x, i = REALS.reshape(32, 1).repeat(5, 1), TIES.reshape(32)
+    got = execute(graph, plan, [jnp.asarray(a) for a in (x, i, *graph.constants)])
+    np.testing.assert_array_equal(got[0], jax.ops.segment_max(x, i, 3))
 
 
 def test_bits() -> None:
