@@ -45,10 +45,21 @@ class Assignment:
 
     def received(self, piece: int, place: str) -> list[int]:
         """Ids of the values that the units of a piece in the loop, or after it, read from other pieces."""
-        units = [self.units[u] for u in self.runs[piece] if self.units[u].place == place]
-        here = {v for u in self.runs[piece] for v in self.units[u].makes}
-        wanted = dict.fromkeys(v for u in units for v in u.reads)
-        return [v for v in wanted if v in self.made_on and self.made_on[v] != piece and v not in here]
+        return self._received[piece].get(place, [])
+
+    @cached_property
+    def _received(self) -> tuple[Mapping[str, list[int]], ...]:
+        """For each piece, of each place."""
+        found = []
+        for piece in range(self.n_pieces):
+            units = self.units_of(piece)
+            here = {v for u in units for v in u.makes}
+            wanted: dict[str, dict[int, None]] = {}
+            for u in units:
+                wanted.setdefault(u.place, {}).update(dict.fromkeys(u.reads))
+            elsewhere = {v for v, maker in self.made_on.items() if maker != piece} - here
+            found.append({place: [v for v in read if v in elsewhere] for place, read in wanted.items()})
+        return tuple(found)
 
     def units_of(self, piece: int) -> list[Unit]:
         """The units of a piece."""
@@ -80,8 +91,19 @@ class Assignment:
 
     def sent(self, piece: int, place: str) -> list[int]:
         """Ids of the values of a piece that others read in the loop, or after it."""
-        others = {v for p in range(self.n_pieces) if p != piece for v in self.received(p, place)}
-        return sorted(v for v in others if self.made_on[v] == piece)
+        return self._sent[place][piece]
+
+    @cached_property
+    def _sent(self) -> Mapping[str, tuple[list[int], ...]]:
+        """For the loop and what comes after it, of each piece."""
+        found = {}
+        for place in ("loop", "after"):
+            read = {v for p in range(self.n_pieces) for v in self.received(p, place)}
+            by_piece: tuple[list[int], ...] = tuple([] for _ in range(self.n_pieces))
+            for v in sorted(read):
+                by_piece[self.made_on[v]].append(v)
+            found[place] = by_piece
+        return found
 
 
 def assign(forward: Forward, starts: Sequence[int]) -> Assignment:

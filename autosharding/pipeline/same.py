@@ -43,6 +43,7 @@ def _told_of(graph: Graph, of: Graph, plan: Plan) -> Plan:
     return replace(
         plan,
         name=graph.name,
+        fingerprint=graph.fingerprint,
         inputs=tuple(replace(i, name=names[i.name]) for i in plan.inputs),
         steps=tuple(replace(s, scope=op.scope, source=op.source) for s, op in steps),
         outputs=tuple(replace(o, name=name) for o, name in outputs),
