@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         if args.verbose or known.status == "failed":
             print(f"{n + 1}/{len(chosen)} {known.status} {known.name} {known.reason}", file=sys.stderr, flush=True)
     print(report.summary(outcomes))
+    if args.output is not None:
+        args.output.write_text(report.markdown(outcomes, jax.__version__))
     return any(o.status == "failed" for o in outcomes)
 
 
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", type=_part, default=(0, 1), help="i/n: the i-th of n parts, from 0")
     parser.add_argument("--seed", type=int, default=0, help="of the harnesses' arguments")
     parser.add_argument("--results", type=Path, help="a file of outcomes; what it holds is not run again")
+    parser.add_argument("--output", type=Path, help="a page of markdown to write the tables to")
     parser.add_argument("--retry", action="store_true", help="run again what failed according to --results")
     parser.add_argument("--verbose", action="store_true", help="a line for each harness")
     return parser

@@ -21,7 +21,7 @@ from autosharding.plan import Plan
 from autosharding.planner import plan_graph
 from cost_model import Axis, Device, Topology
 from tests.conformance.catalog import arguments, unsupported
-from tests.rules.forced import QUICK, check_all
+from tests.rules.forced import QUICK, Trial, check_all
 from tests.rules.harness import intermediates, trials_of
 from tests.rules.shards import compare, wire
 
@@ -41,6 +41,7 @@ class Outcome:
             arguments (many differ only in flags of other compilers) and was run in its place.
         strategies: distinct strategies tried, over all ops and meshes.
         sharded: of these, how many split a factor of an op of the group's own kind.
+        divisible: whether some dim of an operand or result of such an op can be divided by some axis.
         planned: whether the 0-1 program's plan splits any factor.
         seconds: of processor time.
     """
@@ -51,6 +52,7 @@ class Outcome:
     reason: str = ""
     strategies: int = 0
     sharded: int = 0
+    divisible: bool = False
     planned: bool = False
     seconds: float = 0.0
 
@@ -118,12 +120,18 @@ def _check(harness: Any, args: list[Any], want: Outputs, meshes: Sequence[Mappin
     return {
         "strategies": len(trials),
         "sharded": sum(bool(t.strategy.factors) for t in own),
+        "divisible": any(map(_divisible, own)),
         "planned": any(planned),
     }
 
 
 def _of_group(op: Op, group: str) -> bool:
     return op.name.replace("-", "_") == group
+
+
+def _divisible(trial: Trial) -> bool:
+    sizes = {n for x in (*trial.operands, *trial.results) for n in x.shape if n}
+    return any(n % parts == 0 for n in sizes for parts in trial.mesh.values())
 
 
 def _values(graph: Graph, inputs: Outputs, want: Outputs) -> dict[int, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import pytest
 
 from autosharding.rules import REGISTRY
 from tests.conformance.catalog import groups, harnesses, spread
-from tests.conformance.report import summary
+from tests.conformance.report import markdown, summary
 from tests.conformance.run import MESHES, run
 
 COUNT = 600
@@ -34,3 +35,4 @@ def test_a_wrong_rule_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.status == "failed"
     assert "cumsum" in outcome.reason
     assert "1 failed" in summary([outcome])
+    assert "| cumsum | 0 | 1 | 0 | - |" in markdown([outcome], jax.__version__)

@@ -119,8 +119,8 @@ def pool(x: Any, kind: str, dims: int, size: int = 2, stride: int = 2, padding: 
     return lax.reduce_window(x, 0.0, lax.add, window, strides, pad) / size**dims
 
 
-def pool_grad(x: Any, kind: str, size: int, stride: int, padding: int) -> Any:
-    y, back = jax.vjp(lambda x: pool(x, kind, 2, size, stride, padding), x)
+def pool_grad(x: Any, kind: str, dims: int, size: int, stride: int, padding: int) -> Any:
+    y, back = jax.vjp(lambda x: pool(x, kind, dims, size, stride, padding), x)
     return back(jnp.sin(y))[0]
 
 
@@ -171,8 +171,12 @@ NEURAL: Neural = {
     "pool2d avg": (lambda x: pool(x, "avg", 2, 3, 2, 1), (NCHW,)),
     "pool3d max": (lambda x: pool(x, "max", 3), (reals(1, 2, 8, 4, 4),)),
     "pool3d avg": (lambda x: pool(x, "avg", 3), (reals(1, 2, 8, 4, 4),)),
-    "pool_grad max": (lambda x: pool_grad(x, "max", 3, 2, 1), (NCHW,)),
-    "pool_grad avg": (lambda x: pool_grad(x, "avg", 3, 2, 1), (NCHW,)),
+    "pool1d_grad max": (lambda x: pool_grad(x, "max", 1, 3, 2, 1), (reals(2, 4, 16),)),
+    "pool1d_grad avg": (lambda x: pool_grad(x, "avg", 1, 3, 2, 1), (reals(2, 4, 16),)),
+    "pool2d_grad max": (lambda x: pool_grad(x, "max", 2, 3, 2, 1), (NCHW,)),
+    "pool2d_grad avg": (lambda x: pool_grad(x, "avg", 2, 3, 2, 1), (NCHW,)),
+    "pool3d_grad max": (lambda x: pool_grad(x, "max", 3, 2, 2, 0), (reals(1, 2, 8, 4, 4),)),
+    "pool3d_grad avg": (lambda x: pool_grad(x, "avg", 3, 2, 2, 0), (reals(1, 2, 8, 4, 4),)),
     "global_pool max": (lambda x: x.max((2, 3), keepdims=True), (NCHW,)),
     "global_pool avg": (lambda x: x.mean((2, 3), keepdims=True), (NCHW,)),
     "adaptive_pool max": (lambda x: adaptive_pool(x, "max"), (NCHW,)),
