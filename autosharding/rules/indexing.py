@@ -148,10 +148,11 @@ def _run_gather(shard: Shard, operand: Any, indices: Any) -> Sequence[Any]:
     )
     at = _gather_lookup(shard.op)
     split = [(i, d) for i, d in at.looked_up if shard.operands[0].dims[d]]
+    starts, limits = _as_signed(indices, shard.op.inputs[0].shape), _limits(shard)
     if not split:
+        if shard.op.params["mode"] == GatherScatterMode.CLIP and prod(indices.shape[:-1]) == 1:
+            indices = jnp.clip(starts, 0, limits)  # as XLA does, but before: see `pieces._run_dynamic_slice`
         return shard.bind(operand, indices, slice_sizes=sizes)
-    starts = _as_signed(indices, shard.op.inputs[0].shape)
-    limits = _limits(shard)
     inside = jnp.all((starts >= 0) & (starts <= limits), axis=-1)
     starts = jnp.clip(starts, 0, limits)
     starts, mine = _mine(shard, starts, split)

@@ -292,14 +292,19 @@ def dynamic_slice(op: Op) -> Rule:
 
 
 def _run_dynamic_slice(shard: Shard, x: Any, *given: Any) -> Sequence[Any]:
-    """Along split dims: the elements that are this device's own, zeros elsewhere."""
+    """Along split dims: the elements that are this device's own, zeros elsewhere.
+
+    Starts are clamped as XLA does, but before: where the slice is cut further, XLA:CPU merges the two, adds up their
+    starts, and clamps only the sum (jaxlib 0.10.2).
+    """
     whole, wanted = shard.op.inputs[0].shape, shard.op.params["slice_sizes"]
     sizes, starts = list(shard.result_shape()), list(given)
     for d, axes in enumerate(shard.operands[0].dims):
-        if not axes:
-            continue
         if wanted[d] == whole[d]:
-            starts[d] = jnp.zeros_like(starts[d])  # as XLA would clamp it, see `indexing._nowhere_else`
+            starts[d] = jnp.zeros_like(starts[d])
+            continue
+        if not axes:
+            starts[d] = _clamped(starts[d], whole[d] - wanted[d]).astype(starts[d].dtype)
             continue
         offset = shard.dim_offset(shard.operands[0], whole, d)
         place = _clamped(starts[d], whole[d] - wanted[d]) + jnp.arange(wanted[d]) - offset

@@ -222,3 +222,20 @@ def test_programs(program: Program, mesh: Mapping[str, int], seed: int) -> None:
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_many_programs(program: Program, mesh: Mapping[str, int], seed: int) -> None:
     check(program, mesh, seed)
+
+
+_WINDOW = lax.GatherDimensionNumbers(offset_dims=(0,), collapsed_slice_dims=(), start_index_map=(0,))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: lax.dynamic_slice(x, (x.max() + 9,), (4,)),
+        lambda x: lax.gather(x, x.max()[None] + 9, _WINDOW, (4,), mode="clip"),
+    ],
+    ids=["slice", "gather"],
+)
+def test_a_start_out_of_bounds_of_what_is_cut_afterwards(step: Step) -> None:
+    """What XLA:CPU merges wrongly: a device's piece of a slice."""
+    for seed in range(8):
+        check(Program(((7,),), (("step", step, (0,)),)), {"x": 2, "y": 2}, seed)
