@@ -12,6 +12,7 @@ from math import prod
 
 from autosharding.graph import Graph, Op, Value
 from autosharding.rules import elementwise
+from ilp.collector import collector_paused
 
 VIEWS = frozenset(
     {"reshape", "squeeze", "expand_dims", "optimization_barrier", "copy", "sharding_constraint", "reshard"}
@@ -52,6 +53,7 @@ def is_elementwise(op: Op) -> bool:
     return op.name in elementwise.NAMES
 
 
+@collector_paused()
 def liveness(graph: Graph, streams: Set[int] = frozenset()) -> Liveness:
     """Intervals of all values; inputs begin at 0.
 
