@@ -41,15 +41,20 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
 
 
+_BODY = {
+    **dict.fromkeys(("jit", "pjit", "core_call", "remat2", "checkpoint", "composite"), "jaxpr"),
+    **dict.fromkeys(("closed_call", "call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
+    "custom_vmap_call": "call",
+    "linear_call": "callee",
+}
+"""Call-like primitives that mean just their body -> the param that holds it."""
+
+
 def inlined_body(eqn: Any) -> Any:
     """The body of a call-like equation that means just its body; None for all others."""
     name = eqn.primitive.name
-    if name in ("jit", "pjit", "core_call"):
-        return eqn.params["jaxpr"]
-    if name in ("closed_call", "custom_jvp_call", "custom_vjp_call"):
-        return eqn.params["call_jaxpr"]
-    if name in ("remat2", "checkpoint"):
-        return eqn.params["jaxpr"]
+    if name in _BODY:
+        return eqn.params[_BODY[name]]
     if name == "custom_linear_solve":
         return eqn.params["jaxprs"].solve
     if name == "custom_partitioning" and not hasattr(eqn.params["sharding_rule"], "operand_mappings"):

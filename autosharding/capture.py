@@ -1,6 +1,6 @@
 """From a function of arrays to a `Graph`: traced once, calls inlined, dead and doubled work removed.
 
-`jit`, `custom_jvp_call`, `custom_vjp_call`, `closed_call` and `custom_linear_solve` are replaced by their bodies. So is
+`jit`, custom derivatives and batching, `composite` and `custom_linear_solve` are replaced by their bodies. So is
 `jax.checkpoint`; where it is differentiated its arguments first pass an `optimization_barrier`, which is what keeps XLA
 from undoing the recomputation. `scan`, `while` and `cond` become regions of the graph (see `capture_regions`).
 Closed-over arrays become inputs like any other.

@@ -24,6 +24,18 @@ def test_calls_are_inlined_and_dead_code_goes():
     assert names(capture(f, [F32])) == ["tanh", "max"]
 
 
+def test_what_means_just_its_body_is_replaced_by_it():
+    batched = jax.custom_batching.custom_vmap(jnp.tanh)
+    batched.def_vmap(lambda size, is_batched, x: (jnp.tanh(x), is_batched[0]))
+
+    def f(x):
+        named = jax.lax.composite(jnp.sin, "my.sine")(x)
+        linear = jax.custom_derivatives.linear_call(lambda r, x: r * x, lambda r, t: r * t, x, named)
+        return [batched(linear)]
+
+    assert names(capture(f, [F32])) == ["sin", "mul", "tanh"]
+
+
 def test_common_subexpressions_once():
     assert names(capture(lambda x: [jnp.sin(x) * jnp.sin(x)], [F32])) == ["sin", "mul"]
 

@@ -25,6 +25,12 @@ def placed(op: Op) -> Rule:
     )
 
 
+@rule("platform_index")
+def platform(op: Op) -> Rule:
+    """`->`: which of the platforms that a program is written for this is; all devices are of one."""
+    return Rule(operands=(), results=((),), sizes={})
+
+
 @rule("debug_print", "debug_callback")
 def printed(op: Op) -> Rule:
     """Operands whole; one device prints."""

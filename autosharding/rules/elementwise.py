@@ -53,7 +53,7 @@ def elementwise(op: Op) -> Rule:
     out = op.outputs[0]
     result = factors_of("d", out.shape)
     return Rule(
-        operands=tuple(_broadcast(a, result) for a in op.inputs),
+        operands=tuple(broadcast(a, result) for a in op.inputs),
         results=(result,) * len(op.outputs),
         sizes=sizes_of((result, out.shape)),
         linear=_linear(op),
@@ -62,7 +62,9 @@ def elementwise(op: Op) -> Rule:
     )
 
 
-def _broadcast(a: Atom, result: Dims) -> Dims:
+def broadcast(a: Atom, result: Dims) -> Dims:
+    """The dims of an operand of the result's dims, or of fewer, or of size 1."""
+
     def dim(n: int, factors: Dim) -> Dim:
         return factors if n > 1 else ()
 

@@ -18,6 +18,7 @@ from jax.extend.random import threefry2x32_p
 
 from autosharding.graph import Op
 from autosharding.rules.base import Rule, Shard, factors_of, rule, sizes_of
+from autosharding.rules.elementwise import broadcast
 
 _UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 _KEY_FLOPS = 100.0  # about what one threefry hash takes
@@ -31,9 +32,10 @@ _KEY_FLOPS = 100.0  # about what one threefry hash takes
     "random_fold_in",
     "random_clone",
     "rng_bit_generator",
+    "random_gamma",
 )
 def keys(op: Op) -> Rule:
-    """Everything whole: keys are small, and other generators' streams cannot be cut."""
+    """Everything whole: keys are small, and other generators' streams, of numbers rejected at random, cannot be cut."""
     return Rule(
         operands=tuple(((),) * a.rank for a in op.inputs),
         results=tuple(((),) * v.rank for v in op.outputs),
@@ -117,13 +119,32 @@ def _wide_multiply(x: Any, y: int, wide: bool) -> tuple[Any, Any]:
     return b * d + (middle >> 16) + (other >> 16) + x * high_y, low
 
 
-@rule("threefry2x32")
-def threefry(op: Op) -> Rule:
-    """Element by element over two keys' words and two counters."""
+@rule("iota_2x32_shape")
+def counters(op: Op) -> Rule:
+    """`-> i j, i j`: each device counts from where its own piece begins."""
     out = op.outputs[0]
     dims = factors_of("d", out.shape)
     return Rule(
-        operands=tuple(dims if a.shape == out.shape else ((),) * a.rank for a in op.inputs),
+        operands=(),
+        results=(dims, dims),
+        sizes=sizes_of((dims, out.shape)),
+        flops=float(out.size),
+        run=_count,
+    )
+
+
+def _count(shard: Shard) -> Sequence[Any]:
+    spec, out = shard.results[0], shard.op.outputs[0]
+    return _counters(out.shape, [shard.positions(spec, out.shape, d, jnp.uint32) for d in range(out.rank)])
+
+
+@rule("threefry2x32", "threefry4x32", "philox2x32", "philox4x32")
+def hashes(op: Op) -> Rule:
+    """Element by element over keys' words and counters."""
+    out = op.outputs[0]
+    dims = factors_of("d", out.shape)
+    return Rule(
+        operands=tuple(broadcast(a, dims) for a in op.inputs),
         results=(dims,) * len(op.outputs),
         sizes=sizes_of((dims, out.shape)),
         flops=_KEY_FLOPS * out.size,

@@ -98,6 +98,8 @@ _EXAMPLES: dict[str, _Example] = {
     "squeeze": _Example(((4, 1),), ((4,),), {"dimensions": (1,)}),
     "rev": _Example((_A,), (_A,), {"dimensions": (1,)}),
     "reshape": _Example(((4, 2, 3),), ((8, 3),), {"dimensions": None}),
+    "platform_index": _Example((), ((),)),
+    "iota_2x32_shape": _Example((), (_A, _A), {"shape": _A}),
     "iota": _Example((), (_A,), {"dimension": 0}),
     "pad": _Example((_A, ()), ((4, 8),), {"padding_config": ((0, 0, 0), (1, 1, 0))}),
     "slice": _Example((_A,), ((4, 2),), {"start_indices": (0, 1), "limit_indices": (4, 3), "strides": None}),
@@ -123,6 +125,9 @@ _EXAMPLES: dict[str, _Example] = {
     "bitcast_convert_type": _Example((_A,), (_A,)),
     "random_bits": _Example(((),), (_A,), {}, "key<fry>"),
     "threefry2x32": _Example((_A,) * 4, (_A, _A)),
+    "threefry4x32": _Example((_A,) * 8, (_A,) * 4),
+    "philox2x32": _Example((_A,) * 3, (_A, _A)),
+    "philox4x32": _Example((_A,) * 6, (_A,) * 4),
     "shard_map": _Example((_A,), (_A,), {"jaxpr": SimpleNamespace(invars=(), constvars=(), eqns=(), outvars=())}),
     "custom_partitioning": _Example(
         (_A, (6, 8)),
