@@ -22,7 +22,7 @@ ARITY = {"threefry2x32": 4, "threefry4x32": 8, "philox2x32": 3, "philox4x32": 6}
 
 
 def hash_primitive(name: str) -> Any:
-    """The primitive behind a generator's draws; the only way to it that is public is the door it stands in."""
+    """The primitive behind a generator's draws; it has no public name."""
     return getattr(importlib.import_module(f"jax._src.random.{name}"), f"{name}_p")
 
 
