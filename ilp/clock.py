@@ -70,6 +70,12 @@ class Clock:
             return True
         return self.work is not None and self.done >= self.work
 
+    def affords(self, work: int, seconds: float, share: float) -> bool:
+        """Whether ``share`` of what is left covers that much work, or seconds where these are limited."""
+        if self.seconds is not None:
+            return seconds <= share * max(0.0, self.seconds - self.spent)
+        return work <= share * ((DEFAULT_WORK if self.work is None else self.work) - self.done)
+
     def over(self, share: float = 1.0) -> bool:
         """Whether ``share`` of what may be spent is spent, or the gap is reached."""
         if relative_gap(self.objective, self.bound) <= self.gap:

@@ -4,51 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
 
 import numpy as np
 
 from ilp.ascent import SETTLING, climb
 from ilp.clock import Clock
-from ilp.engines import Stop
 from ilp.incumbent import Incumbent
 from ilp.kernel import below, pairs_left, restrict, seen_in
-from ilp.mip import Answer, entries, exact
+from ilp.mip import entries
+from ilp.narrow import Narrowing
 from ilp.oracle import Oracle
-from ilp.presolve import Reduced
+from ilp.outright import SHARE, Part, most_entries, solve_outright
 from ilp.primal import descend, oscillate, read_around, restart, spread
 from ilp.relaxation import Relaxation
 from ilp.solution import relative_gap
 
-__all__ = ["Part", "close", "fuse"]
-
-Part = Literal["all", "improve", "prove"]
-"""What a process does: everything, or, of two, one looks for better choices first, the other for proofs."""
-
-EXACT = 60_000
-"""Table entries up to which the exact program is tried on a kernel."""
+__all__ = ["MIXES", "close", "fuse"]
 
 SMALL = 4_000
 """Table entries up to which it is always tried."""
-
-UNTIMED_PRICE = 200_000
-"""Work that the exact program counts per table entry where no seconds are there to end it."""
-
-UNTIMED_EXACT = 7_000
-"""Table entries up to which it is tried then."""
-
-LIMITED_EXACT = 6_000
-"""The same where memory is limited besides."""
-
-LIMITED_NODES = 10
-"""Branch-and-bound nodes, where seconds are not limited, for a problem whose memory is: its root alone may take
-seconds."""
-
-FREE_NODES = 200
-"""The same for a problem whose memory is not limited."""
-
-SHARE = {"all": 0.3, "improve": 0.1, "prove": 0.5}
-"""Of the seconds left, what one exact program may take."""
 
 ATTEMPTS = 13
 """Rounds, where neither seconds nor work are limited."""
@@ -95,6 +69,7 @@ def close(
     """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
     bound = relaxation.bound
     share, took, stuck = 0.1, 0.0, 0
+    narrowing = Narrowing(relaxation, incumbent, clock, rng, part)
     climbing = len(relaxation.prices) > 0 and oracle is None and CLIMB[part] > 0
     for attempt in itertools.count():
         incumbent.exchange(relaxation, clock)
@@ -120,6 +95,12 @@ def close(
                 bound = incumbent.cost
                 break
             share = min(1.0, share * 1.6)
+        if part != "improve" and not climbing and not (part == "all" and stuck < 1) and not clock.over():
+            proof, proved = narrowing.prove()
+            bound = max(bound, proved)
+            if proof:
+                bound = incumbent.cost
+                break
         if attempt + 1 >= ATTEMPTS and clock.seconds is None and clock.work is None:
             break
     bound = min(bound, incumbent.cost)
@@ -188,17 +169,10 @@ def _improve(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np
     return incumbent.cost < before
 
 
-def _most(clock: Clock, limited: bool) -> int:
-    """Table entries up to which the exact program is tried."""
-    if clock.seconds is not None:
-        return EXACT
-    return LIMITED_EXACT if limited else UNTIMED_EXACT
-
-
 def fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, part: Part) -> None:
     """Mix the choices seen: the best of all that take, in every node, what one of them takes there."""
     choices = incumbent.best_seen(relaxation)
-    most = _most(clock, len(relaxation.prices) > 0)
+    most = most_entries(clock, len(relaxation.prices) > 0)
     for n in (len(choices), len(choices) // 2, 2):
         if clock.spent_out:
             return
@@ -207,7 +181,7 @@ def fuse(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, part: Part)
             reduced = restrict(relaxation, allowed)
             clock.spend(2 * len(relaxation.cost))
             if reduced.small is not None and entries(reduced.small) <= most:
-                _offer(relaxation, incumbent, reduced, clock, part)
+                solve_outright(relaxation, incumbent, reduced, clock, SHARE[part])
                 return
 
 
@@ -218,7 +192,7 @@ def _kernel(
     keep = incumbent.choice
     span = incumbent.cost - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
     shrinks = 0.25
-    most = _most(clock, len(relaxation.prices) > 0)
+    most = most_entries(clock, len(relaxation.prices) > 0)
     for width in (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03, 0.01):
         if clock.spent_out:
             break
@@ -235,7 +209,7 @@ def _kernel(
             shrinks = max(shrinks, entries(reduced.small) / pairs)
             continue
         before = incumbent.cost
-        answer = _offer(relaxation, incumbent, reduced, clock, part)
+        answer = solve_outright(relaxation, incumbent, reduced, clock, SHARE[part])
         if complete and answer.status in ("optimal", "infeasible"):
             return True, incumbent.cost
         if complete:
@@ -243,21 +217,3 @@ def _kernel(
         if incumbent.cost < before or answer.status == "optimal":
             return False, bound
     return False, bound
-
-
-def _offer(relaxation: Relaxation, incumbent: Incumbent, reduced: Reduced, clock: Clock, part: Part) -> Answer:
-    """Solve what is left by the exact program, and offer its choice."""
-    assert reduced.small is not None
-    limited = reduced.small.limit is not None
-    gap = max(clock.gap, 1e-6) / 2
-    if clock.left is None:
-        clock.spend((1000 if limited else UNTIMED_PRICE) * entries(reduced.small))
-        stop = Stop(None, gap, LIMITED_NODES if limited else FREE_NODES)
-    else:
-        clock.spend(1000 * entries(reduced.small))
-        stop = Stop(clock.left * SHARE[part], gap)
-    known = incumbent.cost if incumbent.choice is not None else None
-    answer = exact(reduced.small, stop, around=relaxation.bound, known=known)
-    if answer.choice is not None:
-        incumbent.offer(relaxation, np.array(reduced.undo(answer.choice), dtype=np.int64), clock)
-    return answer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ilp.formulate import binding_times
@@ -9,11 +11,28 @@ from ilp.problem import Edge, Memory, Problem
 from ilp.tables import Table, Tables
 from ilp.undo import Eliminated, Kept, Merged, Settled, Step, replay
 
-__all__ = ["Graph", "NothingLeft"]
+__all__ = ["Graph", "NothingLeft", "least_between"]
 
 
 class NothingLeft(Exception):
     """Every choice is forbidden, or does not fit."""
+
+
+def least_between(values: np.ndarray, begins: Sequence[int], ends: Sequence[int]) -> np.ndarray:
+    """The least of ``values[lo:hi]`` for each of many spans, none of them empty.
+
+    Each span is covered by two windows whose width is a power of two (M. A. Bender and M. Farach-Colton, "The LCA
+    problem revisited", LATIN 2000, section 3).
+    """
+    lo, hi = np.asarray(begins, dtype=np.int64), np.asarray(ends, dtype=np.int64)
+    level = np.frexp(hi - lo)[1] - 1
+    out = np.empty(len(lo), dtype=values.dtype)
+    windows = values
+    for power in range(int(level.max(initial=-1)) + 1):
+        here = np.flatnonzero(level == power)
+        out[here] = np.minimum(windows[lo[here]], windows[hi[here] - (1 << power)])
+        windows = np.minimum(windows[: -(1 << power)], windows[1 << power :])
+    return out
 
 
 class Graph:
@@ -172,6 +191,18 @@ class Graph:
                     if at[lo] < at[hi]:
                         self.hold(u, int(at[lo]), int(at[hi]), usage)
                 self.touch(u)
+
+    def drop_unfit(self) -> None:
+        """Take away the strategies that do not fit beside the fewest bytes that all other nodes hold."""
+        fitting: dict[int, np.ndarray] = {}
+        rows = [(u, lo, hi, usage) for u, held in enumerate(self.held) for (lo, hi), usage in held.items()]
+        tightest = least_between(self.room, [row[1] for row in rows], [row[2] for row in rows])
+        for (u, _, _, usage), room in zip(rows, tightest.tolist(), strict=True):
+            if usage.ends[1] > room:
+                fits = usage.array <= room
+                fitting[u] = fitting[u] & fits if u in fitting else fits
+        for u, mask in fitting.items():
+            self.keep(u, mask)
 
     def small(self) -> tuple[Problem, tuple[int, ...]]:
         """What is left, as a problem, and which node each of its nodes was.

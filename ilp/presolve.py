@@ -1,6 +1,7 @@
 """Exact presolve: reductions that keep the optimum, until none applies.
 
-Arc consistency on forbidden pairs, settled nodes, edges that are a sum of two vectors, nodes that follow another,
+Arc consistency on forbidden pairs, strategies that do not fit, settled nodes, edges that are a sum of two vectors,
+nodes that follow another,
 nodes of low degree without memory, and dominated strategies (Goldstein's criterion, R. F. Goldstein, "Efficient
 rotamer elimination applied to protein side-chains", Biophysical Journal 66, 1994, with memory compared row by row).
 """
@@ -33,21 +34,21 @@ class Reduced:
 
 
 @collector_paused()
-def presolve(problem: Problem) -> Reduced:
-    """Reduce ``problem`` as far as the reductions go."""
+def presolve(problem: Problem, *, for_larger: bool = False) -> Reduced:
+    """Reduce ``problem`` as far as the reductions go; ``for_larger``: such that it holds under a larger limit too."""
     graph = Graph(problem)
     try:
-        reduce(graph)
+        reduce(graph, for_larger)
     except NothingLeft:
         return Reduced(None, lambda choice: choice)
     small, left = graph.small()
     return Reduced(small, lambda choice: graph.undo(left, choice), left)
 
 
-def reduce(graph: Graph) -> None:
-    """Apply the cheap reductions first, dominance where they rest, and drop moments that cannot bind any more."""
+def reduce(graph: Graph, for_larger: bool = False) -> None:
+    """Apply the cheap reductions first, dominance where they rest, and then what the limit says."""
     waiting: dict[int, None] = {}
-    graph.drop_slack_moments()
+    limit(graph, for_larger)
     while True:
         while graph.changed_edges or graph.changed_nodes:
             while graph.changed_edges:
@@ -65,9 +66,16 @@ def reduce(graph: Graph) -> None:
             if graph.changed_edges:
                 break
         if not (waiting or graph.changed_edges or graph.changed_nodes):
-            graph.drop_slack_moments()
+            limit(graph, for_larger)
         if not (waiting or graph.changed_edges or graph.changed_nodes):
             return
+
+
+def limit(graph: Graph, for_larger: bool) -> None:
+    """Drop the moments that cannot bind, and the strategies that do not fit: those may under a larger limit."""
+    graph.drop_slack_moments()
+    if not for_larger:
+        graph.drop_unfit()
 
 
 def reduce_edge(graph: Graph, u: int, v: int) -> None:

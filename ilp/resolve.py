@@ -68,7 +68,7 @@ class Resolver:
                 return old
             return replace(old, small=replace(old.small, limit=old.small.limit + asked.limit - self._limit))
         clock.spend(sum(map(len, asked.costs)))
-        self._reduced, self._limit, self._pins, self._seen = presolve(asked), asked.limit, pins, ()
+        self._reduced, self._limit, self._pins, self._seen = presolve(asked, for_larger=True), asked.limit, pins, ()
         return self._reduced
 
     def _covers(self, limit: int | None) -> bool:

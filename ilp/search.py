@@ -10,11 +10,12 @@ import numpy as np
 
 from ilp.ascent import climb
 from ilp.clock import Clock
-from ilp.close import MIXES, Part, close, fuse
+from ilp.close import MIXES, close, fuse
 from ilp.engines import Stop
 from ilp.incumbent import Incumbent
 from ilp.mip import Answer, entries, exact
 from ilp.oracle import Oracle
+from ilp.outright import Part
 from ilp.pair import Post
 from ilp.prices import find_prices, find_prices_exactly
 from ilp.primal import first, read_around, repair, spread

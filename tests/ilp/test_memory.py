@@ -10,7 +10,9 @@ from layered import ONE, TWO, gpt
 from random_problems import random_problem
 
 import ilp
-from ilp.ties import alike, tied
+from ilp.clock import Clock
+from ilp.relaxation import relax
+from ilp.ties import alike, tied, untied
 
 
 def limited(layers, axes, share):
@@ -61,6 +63,19 @@ def test_tied_layers_cost_and_hold_what_the_whole_does():
         assert math.isinf(whole) == math.isinf(part)
         assert math.isinf(whole) or math.isclose(whole, part, rel_tol=1e-12)
         assert (problem.profile(choice[classes]) == small.profile(choice)).all()
+
+
+def test_messages_of_tied_layers_bound_the_whole():
+    """Better than none, and no more than the best choice known costs."""
+    problem = gpt(8, ONE)
+    classes = alike(problem)
+    small, whole = relax(tied(problem, classes)), relax(problem)
+    clock = Clock(None, None, 1e-9)
+    alone = relax(problem).ascend(1, clock)
+    small.ascend(50, clock)
+    whole.messages[:] = untied(whole.flat, small.flat, classes, small.messages)
+    lent = whole.ascend(1, clock)
+    assert alone < lent <= ilp.solve(problem, gap=1e-3).objective
 
 
 def test_counted_work_gives_one_answer():

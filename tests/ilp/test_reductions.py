@@ -7,7 +7,7 @@ import pytest
 from random_problems import random_problem
 
 import ilp
-from ilp.graph import Graph, NothingLeft
+from ilp.graph import Graph, NothingLeft, least_between
 from ilp.presolve import dominate, reduce_edge
 
 
@@ -66,6 +66,12 @@ def edges(graph):
                 reduce_edge(graph, u, v)
 
 
+def unfit(graph):
+    """Beside the fewest bytes of the others, at moments that bind."""
+    graph.drop_slack_moments()
+    graph.drop_unfit()
+
+
 REDUCTIONS = {
     "forbidden strategies": everywhere(consistent),
     "settled nodes": everywhere(settle),
@@ -74,6 +80,7 @@ REDUCTIONS = {
     "dominance": everywhere(dominated),
     "edges": edges,
     "moments that cannot bind": moments,
+    "strategies that do not fit": unfit,
 }
 
 
@@ -105,6 +112,14 @@ def test_the_optimum_stays_and_the_undo_costs_the_same(name):
             assert math.isclose(problem.evaluate(choice), got.objective, abs_tol=1e-12)
             assert math.isclose(got.objective, truth.objective, abs_tol=1e-12)
     assert done >= 5
+
+
+def test_the_least_of_many_spans():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 1000, 37)
+    spans = [(lo, hi) for lo in range(37) for hi in range(lo + 1, 38)]
+    found = least_between(values, [lo for lo, _ in spans], [hi for _, hi in spans])
+    assert found.tolist() == [values[lo:hi].min() for lo, hi in spans]
 
 
 def test_an_edge_that_is_a_sum_of_two_vectors_goes():
