@@ -11,7 +11,7 @@ from autosharding.errors import AutoshardingError
 from autosharding.graph import Graph, Op, Value
 from autosharding.planner.formulate import Restrictions
 from autosharding.planner.tables import Table
-from autosharding.rules import Rule
+from autosharding.rules import Dims, Rule, Shard
 from autosharding.spec import Spec
 
 METHODS = ("auto", "data", "fsdp", "zero1", "zero2", "megatron")
@@ -77,7 +77,8 @@ def batch_factors(graph: Graph, rules: Sequence[Rule | None], roles: Sequence[st
     """Op index -> the factor that is the batch: dim 0 of the batch arguments, followed through the rules.
 
     Of what passes by in microbatches it is dim 1, if it has more than that. In a merged dim the batch is the major
-    part. Where two operands bring it by different factors, the first counts.
+    part. Where two operands bring it by different factors, the first counts. Where examples are worked on together, as
+    a sort along the batch does, it ends.
     """
     first = {"batch": 0, "stream": 1}
     dim: dict[int, int] = {
@@ -92,7 +93,7 @@ def batch_factors(graph: Graph, rules: Sequence[Rule | None], roles: Sequence[st
         for op, rule in zip(graph.ops, rules, strict=True):
             if rule is None:
                 _batch_through_border(graph, op, dim)
-            elif (factor := _batch_factor(op, rule, dim)) is not None:
+            elif (factor := _batch_factor(op, rule, dim)) is not None and not _couples(op, rule, factor):
                 found[op.index] = factor
                 for v, dims in zip(op.outputs, rule.results, strict=True):
                     at = [d for d, factors in enumerate(dims) if factors[:1] == (factor,)]
@@ -106,6 +107,19 @@ def _batch_factor(op: Op, rule: Rule, dim: Mapping[int, int]) -> str | None:
         if isinstance(a, Value) and a.id in dim and dims[dim[a.id]]:
             return dims[dim[a.id]][0]
     return None
+
+
+def _couples(op: Op, rule: Rule, factor: str) -> bool:
+    """Whether the pieces of an op that is split along a factor need what the others have."""
+    parts = next((n for n in range(2, rule.sizes[factor] + 1) if rule.sizes[factor] % n == 0), 1)
+    if rule.exchanges is None or parts == 1 or (rule.admits is not None and not rule.admits({factor: parts})):
+        return False
+
+    def specs(side: Sequence[Dims]) -> tuple[Spec, ...]:
+        return tuple(Spec(tuple(("batch",) if factor in dim else () for dim in dims)) for dims in side)
+
+    shard = Shard(op, rule, {factor: ("batch",)}, specs(rule.operands), specs(rule.results), {"batch": parts})
+    return bool(rule.exchanges(shard))
 
 
 def _batch_through_border(graph: Graph, op: Op, dim: dict[int, int]) -> None:

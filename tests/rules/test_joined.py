@@ -16,6 +16,8 @@ from jax import lax
 from autosharding.capture import capture
 from autosharding.compare import compare
 from autosharding.planner import plan_graph
+from autosharding.planner.methods import batch_factors
+from autosharding.rules import rules_of
 from autosharding.rules.order import rounds
 from autosharding.spec import Spec
 from tests.conformance.run import execute, placed, topology
@@ -108,6 +110,16 @@ def test_the_largest_of_each_segment_over_split_examples() -> None:
     np.testing.assert_array_equal(got[0], jax.ops.segment_max(x, i, 3))
 
 
+def test_the_batch_ends_where_examples_are_worked_on_together() -> None:
+    def f(x: Any) -> Any:
+        return [jnp.tanh(x), jnp.sort(x, 1), jnp.sin(jnp.sort(x, 0)), jnp.cos(jnp.cumsum(x, 0)), x @ x.T]
+
+    graph = capture(f, [REALS])
+    found = batch_factors(graph, rules_of(graph), ["batch"])
+    assert [graph.ops[i].name for i in found] == ["tanh", "sort", "transpose", "dot_general"]
+    assert [graph.ops[i].params["dimension"] for i in found if graph.ops[i].name == "sort"] == [1]
+
+
 def test_bits() -> None:
     check(lambda x: (lax.reduce_xor_p.bind(x, axes=(1,)), lax.reduce_and_p.bind(x, axes=(0,))), TIES, mesh=MESH_4)
 
@@ -131,7 +143,7 @@ def test_custom_reduction_of_pairs_in_order() -> None:
     shape=st.sampled_from([(1, 1), (2, 3), (3, 5), (4, 2), (1, 8), (4, 8)]),
     dtype=st.sampled_from([np.int32, np.uint8]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_dynamic_slice_and_update(at: tuple[int, int], shape: tuple[int, int], dtype: Any) -> None:
     start = [np.asarray(i).astype(dtype) for i in at]
     update = _random.normal(size=shape).astype(np.float32)
