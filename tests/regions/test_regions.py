@@ -62,6 +62,30 @@ def test_numbers_and_collectives_of_more_steps(name):
     planned_is_run(name, "auto")
 
 
+@pytest.mark.parametrize("method", ["auto", "fsdp", "megatron"])
+def test_what_is_recomputed_is_kept_and_draws_the_same_numbers(method):
+    def block(w, x, key):
+        return jnp.tanh(x @ w) * jax.random.bernoulli(key, 0.5, (x.shape[0], w.shape[1]))
+
+    def step(block, w, x, key):
+        def loss(w):
+            keys = jax.random.split(key)
+            return jnp.mean(block(w[1], block(w[0], x, keys[0]), keys[1]) ** 2)
+
+        return jax.tree.map(lambda w, g: w - 0.1 * g, w, jax.grad(loss)(w))
+
+    args = [normal(16, 64), normal(64, 16)], normal(32, 16), jax.random.key(7)
+    products = []
+    for kind in (block, jax.checkpoint(block)):
+        one = functools.partial(step, kind)
+        parallel = asd.parallelize(one, method=method, mesh=MESH)
+        close(parallel(*args), jax.jit(one)(*args))
+        text = parallel.lower(*args).as_text()
+        assert ("optimization_barrier" in text) == (kind is not block)
+        products.append(text.count("stablehlo.dot_general"))
+    assert products[1] == products[0] + 2  # of each block once more
+
+
 def test_data_parallel_layers_stay_split_and_gradients_are_reduced_once():
     compared, plan = planned_is_run("lstm", "data")
     body = [s for s in plan.steps if s.times == 6 and s.op == "dot_general"]
