@@ -20,7 +20,7 @@ from ilp.solution import relative_gap
 
 __all__ = ["Oracle"]
 
-COLLAPSED = 0.65
+COLLAPSED = 0.5
 """Share of the table entries that presolve may leave of a priced problem that is worth solving whole."""
 
 SHARE = 0.1
