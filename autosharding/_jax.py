@@ -41,20 +41,21 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
 
 
-_BODY = {
-    **dict.fromkeys(("jit", "pjit", "core_call", "remat2", "checkpoint", "composite"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-    "custom_vmap_call": "call",
-    "linear_call": "callee",
+_CALLS = {
+    *("jit", "pjit", "core_call", "call", "closed_call", "composite", "linear_call", "remat2", "checkpoint"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vmap_call"),
 }
-"""Call-like primitives that mean just their body -> the param that holds it."""
+"""Primitives that mean just their body."""
+
+_BODIES = ("jaxpr", "call_jaxpr", "call", "callee")
+"""The params that hold it; that of `composite` has another name since JAX 0.12."""
 
 
 def inlined_body(eqn: Any) -> Any:
     """The body of a call-like equation that means just its body; None for all others."""
     name = eqn.primitive.name
-    if name in _BODY:
-        return eqn.params[_BODY[name]]
+    if name in _CALLS:
+        return next(eqn.params[key] for key in _BODIES if key in eqn.params)
     if name == "custom_linear_solve":
         return eqn.params["jaxprs"].solve
     if name == "custom_partitioning" and not hasattr(eqn.params["sharding_rule"], "operand_mappings"):
