@@ -34,6 +34,7 @@ from stage_dp.simulate import MemoryCurve as MemoryCurve
 from stage_dp.simulate import Move as Move
 from stage_dp.simulate import Span as Span
 from stage_dp.simulate import Timeline as Timeline
+from stage_dp.simulate import peak_of as peak_of
 from stage_dp.simulate import simulate as simulate
 from stage_dp.split import split_best as split_best
 from stage_dp.split import split_layers as split_layers
@@ -72,6 +73,7 @@ __all__ = [
     "interleaved",
     "one_f_one_b",
     "pareto",
+    "peak_of",
     "place",
     "simulate",
     "split_best",

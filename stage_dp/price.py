@@ -35,8 +35,12 @@ class Price:
     """Held all the time: weights, optimizer state, gradient accumulators."""
     microbatch_bytes: int = 0
     """Held per microbatch in flight: activations kept for the backward pass."""
+    released_bytes: int = 0
+    """Of these, what its backward task is the last to read where the weight gradients are a task of their own."""
     working_bytes: int = 0
     """The most held besides, while a task runs."""
+    outside_bytes: int = 0
+    """The most held before the first microbatch or after the last: the new state beside the old."""
 
     @property
     def seconds(self) -> float:
@@ -50,7 +54,7 @@ class Price:
 
     def bytes(self, in_flight: int) -> int:
         """The most held per device with that many microbatches in flight."""
-        return self.state_bytes + in_flight * self.microbatch_bytes + self.working_bytes
+        return max(self.state_bytes + in_flight * self.microbatch_bytes + self.working_bytes, self.outside_bytes)
 
 
 Front = tuple[Price, ...]

@@ -104,9 +104,8 @@ class Timeline:
             if span.task.kind is Kind.UPDATE:
                 continue
             price = self.prices[schedule.piece(span.task)]
-            kept = price.microbatch_bytes
-            changes.append((span.start, price.working_bytes + (kept if span.task.kind is Kind.FORWARD else 0)))
-            changes.append((span.end, -price.working_bytes - (kept if span.task.kind is schedule.last_kind else 0)))
+            changes.append((span.start, price.working_bytes + _taken(price, span.task)))
+            changes.append((span.end, -price.working_bytes - _released(schedule, price, span.task)))
         seconds, change = (np.array(column) for column in zip(*changes, strict=True))
         held = np.cumsum(change.astype(np.int64))
         final = np.append(seconds[1:] > seconds[:-1], True)
@@ -121,10 +120,23 @@ def peak_of(schedule: Schedule, prices: Sequence[Price]) -> Iterator[int]:
         held, peak = 0, 0
         for task in tasks:
             price = mine[task.chunk]
-            held += price.microbatch_bytes if task.kind is Kind.FORWARD else 0
+            held += _taken(price, task)
             peak = max(peak, held + (price.working_bytes if task.kind is not Kind.UPDATE else 0))
-            held -= price.microbatch_bytes if task.kind is schedule.last_kind else 0
-        yield fixed + peak
+            held -= _released(schedule, price, task)
+        yield max(fixed + peak, sum(price.outside_bytes for price in mine))
+
+
+def _taken(price: Price, task: Task) -> int:
+    """Bytes that a task takes for its microbatch."""
+    return price.microbatch_bytes if task.kind is Kind.FORWARD else 0
+
+
+def _released(schedule: Schedule, price: Price, task: Task) -> int:
+    """Bytes that are let go of after a task."""
+    early = price.released_bytes if schedule.splits_backward else 0
+    if task.kind is schedule.last_kind:
+        return price.microbatch_bytes - early
+    return early if task.kind is Kind.BACKWARD else 0
 
 
 def simulate(

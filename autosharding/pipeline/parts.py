@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from autosharding import graph as region
@@ -16,7 +17,8 @@ from autosharding.graph import Atom, Graph, Op, Value
 from autosharding.pipeline.piece import Piece, Port
 from autosharding.pipeline.units import spans
 from autosharding.plan import AS_MADE, Plan
-from autosharding.planner.liveness import is_elementwise
+from autosharding.planner.account import Account, Alive
+from autosharding.planner.liveness import is_elementwise, liveness
 from autosharding.spec import Spec
 from stage_dp import Price
 
@@ -87,7 +89,8 @@ class Parts:
     def flows(self) -> Mapping[int, Flow]:
         """Part -> what it takes and gives, of the parts that do something."""
         wanted: dict[int, list[Key]] = {part: [] for part in range(self.n_parts)}
-        wanted[BEFORE] = [lane.inside for lane in self.lanes if lane.kind in ("constant", "sum") and lane.inside]
+        entering = [lane.inside for lane in self.lanes if lane.kind in ("constant", "sum") and lane.inside]
+        wanted[BEFORE] = [key for key in entering if key not in self.same]
         for key in self._wanted_outside():
             self._want(key, wanted)
         found = {}
@@ -99,11 +102,24 @@ class Parts:
                 found[part] = Flow(takes, tuple(dict.fromkeys(wanted[part])))
         return dict(sorted(found.items()))
 
-    def span(self, part: int) -> tuple[int, int]:
-        """The ops before the loop, in it, or after it: from one up to the other."""
+    @cached_property
+    def same(self) -> Mapping[Key, Key]:
+        """What the body sees of an input that it reads as it is -> the input."""
+        inputs = {v.id for v in self.graph.inputs}
+        found = {}
+        for lane in self.lanes:
+            if lane.kind == "constant" and lane.inside and lane.enters:
+                source = _id(lane.enters[0]), lane.enters[1]
+                if source[0] in inputs and source[1] == AS_MADE and self.spec(lane.inside) == self.spec(source):
+                    found[lane.inside] = source
+        return found
+
+    def ranges(self, part: int) -> tuple[tuple[int, int], ...]:
+        """Where the ops of a part are, from one up to another: those after the loop are partly written before it."""
+        before, inside = (0, self.opening), (self.opening + 1, self.closing)
         if part == BEFORE:
-            return 0, self.opening
-        return (self.opening + 1, self.closing) if part < AFTER else (self.closing + 1, len(self.graph.ops))
+            return (before,)
+        return (inside,) if part < AFTER else (before, (self.closing + 1, len(self.graph.ops)))
 
     def price(self, microbatches: int) -> Price:
         """Seconds of each part and bytes per device."""
@@ -115,6 +131,8 @@ class Parts:
             part = self.home((copy.value, k))
             seconds[part] += sum(m.seconds for m in copy.moves) * copy.times
         kept, state = self.kept_bytes, self.held_bytes
+        tasks = [p for p in (FORWARD, BACKWARD, WEIGHT) if p in self.flows]
+        others = [p for p in self.flows if p not in tasks]
         return Price(
             forward=seconds[FORWARD] / microbatches,
             backward=seconds[BACKWARD] / microbatches,
@@ -123,19 +141,74 @@ class Parts:
             after=sum(seconds[AFTER:]),
             state_bytes=state,
             microbatch_bytes=kept,
-            working_bytes=max(0, self.plan.memory.peak - state - kept),
+            released_bytes=max(0, kept - self._waiting_bytes),
+            working_bytes=max((self._made_bytes(p) + self._passing_bytes(p) for p in tasks), default=0),
+            outside_bytes=state + max((self._made_bytes(p) for p in others), default=0),
         )
+
+    @cached_property
+    def _waiting_bytes(self) -> int:
+        """Bytes per device that a microbatch holds for its weight gradients alone."""
+        received = {lane.inside for lane in self.lanes if lane.kind == "received"}
+        takes = self.flows[WEIGHT].takes if WEIGHT in self.flows else ()
+        return sum(self.bytes(k) for k in takes if k in received or self.home(k) in (FORWARD, BACKWARD))
+
+    def _made_bytes(self, part: int) -> int:
+        """The most bytes per device at one time of what a part makes, but for what a microbatch holds from then on.
+
+        What it takes is there as long as it runs.
+        """
+        kept = {self._alive_as(k) for k in self._kept}
+        change: dict[int, int] = {}
+        for a in self._alive:
+            if self._part_of(a) == part and (a.op, a.copy) not in kept:
+                change[a.begin] = change.get(a.begin, 0) + a.bytes
+                change[a.end] = change.get(a.end, 0) - a.bytes
+        return max(accumulate(change[t] for t in sorted(change)), default=0)
+
+    def _passing_bytes(self, part: int) -> int:
+        """Bytes per device of what is received for a part and used up by it."""
+        backward = part != FORWARD
+        received = [lane for lane in self.lanes if lane.kind == "received" and lane.inside]
+        passing = [lane.inside for lane in received if _is_backward(self.piece.inputs, lane) == backward]
+        return sum(self.bytes(k) for k in passing if k is not None and k not in self._kept)
+
+    @cached_property
+    def _alive(self) -> tuple[Alive, ...]:
+        """What is in memory, and when, by the account of the plan."""
+        plan, graph = self.plan, self.graph
+        life = liveness(graph, self.piece.streams)
+        made = {v.id: self.spec((v.id, AS_MADE)) for v in graph.values}
+        account = Account(graph, life, made, plan.mesh, plan.steps, plan.copies, plan.outputs, self.piece.donated)
+        return tuple(account.alive())
+
+    def _part_of(self, a: Alive) -> int:
+        if a.copy >= 0:
+            return self.home((self.plan.copies[a.copy].value, a.copy)) if self._is_read(a.copy) else GIVEN
+        return self.part_of.get(a.op, GIVEN)
+
+    def _is_read(self, copy: int) -> bool:
+        return (self.plan.copies[copy].value, copy) in self.readers
+
+    def _alive_as(self, key: Key) -> tuple[int, int]:
+        """(op, copy) by which the account knows a value or copy."""
+        op = self.graph.producer[key[0]]
+        return (op.index if op is not None else -1, -1) if key[1] == AS_MADE else (-1, key[1])
 
     @cached_property
     def kept_bytes(self) -> int:
         """Bytes per device that a microbatch holds from its forward part on."""
+        return sum(self.bytes(k) for k in self._kept)
+
+    @cached_property
+    def _kept(self) -> frozenset[Key]:
+        """What a microbatch holds from its forward part on."""
         later = [self.flows[part] for part in (BACKWARD, WEIGHT) if part in self.flows]
         keys = {k for flow in later for k in flow.takes if self.home(k) == FORWARD}
         received = [lane for lane in self.lanes if lane.kind == "received" and lane.inside]
         if WEIGHT not in self.flows:  # a cotangent is used up by the task that receives it
             received = [lane for lane in received if not _is_backward(self.piece.inputs, lane)]
-        keys |= {lane.inside for lane in received if lane.inside}
-        return sum(self.bytes(k) for k in keys)
+        return frozenset(keys | {lane.inside for lane in received if lane.inside})
 
     @cached_property
     def held_bytes(self) -> int:
@@ -186,8 +259,23 @@ class Parts:
                 late.update((v.id, at) for op in ops for v in op.outputs)
                 part = AFTER + at
             found.update((op.index, part) for op in ops)
+        found.update(self._needed_after(found))
         if self.splits_backward:
             found.update(dict.fromkeys(self._not_sent_on(found), WEIGHT))
+        return found
+
+    def _needed_after(self, parts: Mapping[int, int]) -> dict[int, int]:
+        """Ops written before the loop that only parts after it have use for: they run there."""
+        graph = self.graph
+        returned = {a.id for a in graph.outputs if isinstance(a, Value)}
+        found: dict[int, int] = {}
+        for first, last in reversed(list(spans(graph, 0, self.opening))):
+            ops = graph.ops[first : last + 1]
+            made = [v.id for op in ops for v in op.outputs]
+            readers = {op.index for v in made for op, _ in graph.readers[v]} - set(range(first, last + 1))
+            uses = [found.get(i, parts.get(i, BEFORE)) for i in readers] + [AFTER for v in made if v in returned]
+            if min(uses, default=BEFORE) >= AFTER and not any(op.effects for op in ops):
+                found.update((op.index, min(uses)) for op in ops)
         return found
 
     def _spans(self) -> list[tuple[int, int]]:

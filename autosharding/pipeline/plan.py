@@ -17,7 +17,7 @@ from autosharding.plan import Plan
 from autosharding.plan_json import to_json
 from autosharding.plan_load import from_json, read_file
 from autosharding.table import Table
-from stage_dp import SCHEDULES, Price, Schedule, Timeline, chrome_trace, interleaved, simulate
+from stage_dp import SCHEDULES, Price, Schedule, Timeline, chrome_trace, interleaved, peak_of, simulate
 from stage_dp.text import show_bytes, show_seconds
 
 FORMAT = "autosharding-pipeline"
@@ -74,9 +74,7 @@ class PipelinePlan:
     @property
     def peaks(self) -> tuple[int, ...]:
         """The most bytes per device that each stage holds, its microbatches in flight included."""
-        n = self.schedule.n_stages
-        held = zip(self.schedule.in_flight, range(n), strict=True)
-        return tuple(sum(p.bytes(k) for p in self.prices[stage::n]) for k, stage in held)
+        return tuple(peak_of(self.schedule, self.prices))
 
     def trace(self) -> dict[str, Any]:
         """The simulated step in the Chrome trace format, for Perfetto."""

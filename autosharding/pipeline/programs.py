@@ -111,7 +111,8 @@ class Programs:
         def local(*arrays: Any) -> tuple[Any, ...]:
             run = _Part(self, part)
             run.put({k: self._opened(k, x) for k, x in zip(takes, arrays, strict=True)})
-            run.run(*parts.span(part))
+            for first, end in parts.ranges(part):
+                run.run(first, end)
             return tuple(self._closed(k, _moved(run.get(k), sends.get(k, ()), parts.plan.mesh), sends) for k in gives)
 
         mapped = jax.shard_map(

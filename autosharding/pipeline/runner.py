@@ -6,7 +6,7 @@ where it is made, and got where it is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from autosharding import placing
 from autosharding.graph import Graph, Literal
 from autosharding.pipeline.channel import Channel, Wire, absent
 from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, WEIGHT, Key
-from autosharding.pipeline.programs import Programs
+from autosharding.pipeline.programs import Program, Programs
 from autosharding.plan import AS_MADE
 from autosharding.processes import has_some, processes_of
 from stage_dp import Kind, Schedule
@@ -273,12 +273,25 @@ def _recipe(
     return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks), tuple(sorted(at_hand - later)))
 
 
-class StepRun:
-    """One call of the step."""
+Start = Callable[[Programs, Program, Sequence[Any]], Sequence[Any]]
 
-    def __init__(self, runner: Runner, arrays: Sequence[Any]) -> None:
+
+def _plainly(_: Programs, program: Program, operands: Sequence[Any]) -> Sequence[Any]:
+    return program.run(*operands)
+
+
+class StepRun:
+    """One call of the step.
+
+    Args:
+        runner: of the step.
+        arrays: its arguments and constants.
+        start: how a program is started: (the programs of its piece, the program, its operands) -> its results.
+    """
+
+    def __init__(self, runner: Runner, arrays: Sequence[Any], start: Start = _plainly) -> None:
         self.runner = runner
-        self.there = [Held(p, dict(p.constants) if p.here else {}) for p in runner.pieces]
+        self.there = [Held(p, dict(p.constants) if p.here else {}, start) for p in runner.pieces]
         for k, x in enumerate(arrays):
             for piece, key, want in runner.readers[k]:
                 self.there[piece].kept[key] = runner.feed(k, x, piece, want)
@@ -293,6 +306,7 @@ class StepRun:
         runner = self.runner
         for held in self.here:
             held.run(BEFORE)
+            held.kept.update((inside, held.kept[key]) for inside, key in held.programs.parts.same.items())
         for task in runner.tasks:
             self.task(*task)
         for held in self.here:
@@ -350,8 +364,9 @@ class StepRun:
 class Held:
     """What one piece has at hand."""
 
-    def __init__(self, programs: Programs, inputs: dict[Key, Any]) -> None:
+    def __init__(self, programs: Programs, inputs: dict[Key, Any], start: Start) -> None:
         self.programs = programs
+        self.start = start
         self.kept = inputs
         self.by_microbatch: dict[int, dict[Key, Any]] = {}
         self.stacks: dict[Key, list[Any]] = {}
@@ -360,7 +375,8 @@ class Held:
         """Run what comes before or after the microbatches, if there is anything."""
         program = self.programs.by_part.get(part)
         if program is not None:
-            self.kept.update(zip(program.gives, program.run(*(self.kept[k] for k in program.takes)), strict=True))
+            results = self.start(self.programs, program, [self.kept[k] for k in program.takes])
+            self.kept.update(zip(program.gives, results, strict=True))
 
     def run_one(self, part: int, recipe: Recipe, own: dict[Key, Any]) -> None:
         """Run a microbatch's program on what is the piece's and what is the microbatch's own."""
@@ -368,7 +384,7 @@ class Held:
         if program is None:
             return
         kept = self.kept
-        results = program.run(*[own[k] if k in own else kept[k] for k in program.takes])
+        results = self.start(self.programs, program, [own[k] if k in own else kept[k] for k in program.takes])
         for key, x in zip(program.gives, results, strict=True):
             if key in recipe.sums:
                 kept[recipe.sums[key]] = x

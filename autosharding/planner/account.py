@@ -32,13 +32,15 @@ LARGEST = 12
 
 
 class Alive(NamedTuple):
-    """An array in memory for `begin <= time < end`."""
+    """An array in memory for `begin <= time < end`; of an op, or of the copies (`copy`) made before one."""
 
     what: str
     begin: int
     end: int
     bytes: int
     returned: bool = False
+    op: int = -1
+    copy: int = -1
 
 
 class Account:
@@ -67,7 +69,7 @@ class Account:
 
     def memory(self, budget: int | None) -> Memory:
         """Bytes over time, the peak, and the largest arrays there."""
-        alive = _allocated(list(self._alive()))
+        alive = _allocated(list(self.alive()))
         load = np.zeros(self.last + 1, np.int64)
         for a in alive:
             load[a.begin] += a.bytes
@@ -157,7 +159,8 @@ class Account:
             return reader
         return min(reader, max(self.when[op.index] + 1, self.until.get((copy.value, AS_MADE), 0)))
 
-    def _alive(self) -> Iterator[Alive]:
+    def alive(self) -> Iterator[Alive]:
+        """What is in memory, and when."""
         for v, name in zip(self.graph.inputs, self.graph.input_names, strict=True):
             if self.life.held[v.id]:
                 yield Alive(name, 0, self.last, self._bytes(v, self.made[v.id]))
@@ -173,7 +176,7 @@ class Account:
                 end = max(self.until.get((c.value, k), 0), begin + 1)
                 what = f"{c.name}:{c.type} as {c.spec}"
                 size = self._bytes(self.graph.values[c.value], c.spec)
-                yield Alive(what, begin, end, size, (c.value, k) in returned)
+                yield Alive(what, begin, end, size, (c.value, k) in returned, copy=k)
 
     def _values(self, taken: set[tuple[int, int]], returned: set[tuple[int, int]]) -> Iterator[Alive]:
         for op in self.graph.ops:
@@ -187,16 +190,20 @@ class Account:
                 if end > begin and (v.id, AS_MADE) not in taken:
                     what = f"{v.name}:{v.type} {op.name} {op.source}".rstrip()
                     size = self._bytes(v, self.made[v.id])
-                    yield Alive(what, begin, end, size, (v.id, AS_MADE) in returned)
+                    yield Alive(what, begin, end, size, (v.id, AS_MADE) in returned, op.index)
 
     def _workspaces(self) -> Iterator[Alive]:
         for op, step in zip(self.graph.ops, self.steps, strict=True):
             if op.name in WORKSPACES:
                 v = op.values[-1]
                 size = prod(step.operands[-1].local_shape(v.shape, self.mesh)) * WORKSPACES[op.name](v.rank, v.itemsize)
-                yield Alive(f"workspace of {op.where}", self.when[op.index], self.when[op.index] + 1, size)
+                yield Alive(f"workspace of {op.where}", *self._while(op), size, op=op.index)
             if held := sum(e.holds for e in step.exchanges):
-                yield Alive(f"what {op.where} fetches", self.when[op.index], self.when[op.index] + 1, held)
+                yield Alive(f"what {op.where} fetches", *self._while(op), held, op=op.index)
+
+    def _while(self, op: Op) -> tuple[int, int]:
+        """From when to when an op runs."""
+        return self.when[op.index], self.when[op.index] + 1
 
     def _size(self, value: int, copy: int) -> int:
         spec = self.made[value] if copy == AS_MADE else self.copies[copy].spec

@@ -1,6 +1,7 @@
 """The simulator against closed forms, and against a plain relaxation of the precedence graph."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import networkx as nx
@@ -16,6 +17,7 @@ from stage_dp import (
     gpipe,
     interleaved,
     one_f_one_b,
+    peak_of,
     simulate,
     zero_bubble,
 )
@@ -187,3 +189,15 @@ def test_the_objective_bounds_what_is_replayed(seed):
     beside = [*(price.seconds for price in prices), *(seconds for pair in sent for seconds in pair)]
     assert simulate(one_f_one_b(n, m), prices, sent).seconds <= ((m - 1) * max(charged) + sum(charged)) * (1 + 1e-9)
     assert simulate(gpipe(n, m), prices, sent).seconds >= ((m - 1) * max(beside) + sum(charged)) * (1 - 1e-9)
+
+
+def test_what_is_let_go_of_early_and_what_is_held_outside_of_the_loop():
+    price = Price(1.0, 1.0, 1.0, state_bytes=10, microbatch_bytes=8, released_bytes=6, working_bytes=1)
+    kept = replace(price, released_bytes=0)
+    for schedule in (zero_bubble(2, 4), one_f_one_b(2, 4)):
+        peaks = [tuple(peak_of(schedule, [p] * 2)) for p in (price, kept)]
+        assert peaks[1] == tuple(10 + 8 * n + 1 for n in schedule.in_flight)
+        assert (peaks[0] < peaks[1]) == schedule.splits_backward
+        assert simulate(schedule, [price] * 2).peak_bytes == peaks[0]
+    assert tuple(peak_of(one_f_one_b(2, 4), [replace(price, outside_bytes=99)] * 2)) == (99, 99)
+    assert replace(price, outside_bytes=99).bytes(1) == 99
