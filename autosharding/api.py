@@ -50,6 +50,12 @@ Report = Callable[[str], None]
 DOUBT = 1.25
 """Where one stage is promised to take less than so many times what the pipeline takes, one mesh is planned as well."""
 
+LARGE = 8000
+"""Ops of a step that takes minutes to plan on one mesh ..."""
+
+SURE = 0.9
+"""... which is then done only where that is promised to take less than so many times what the pipeline takes."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -522,13 +528,14 @@ def _fastest(
     try:
         search = _search(traced, cluster, options, None)
         found = search.found(options.microbatches)
-        if len(found.stages.stages) == 1:
+        large = len(traced.graph.ops) > LARGE
+        if len(found.stages.stages) == 1 or found.one_mesh <= found.stages.seconds * (SURE if large else 1):
             return one_mesh()
         pipeline, plan = search.planned(found)
     except (NoStages, StageError, MicrobatchError, Infeasible):
         return one_mesh()
     several = _Planned(plan, pipeline)
-    if found.one_mesh > DOUBT * plan.seconds:
+    if large or found.one_mesh > DOUBT * plan.seconds:
         return several
     try:
         return min(one_mesh(), several, key=lambda p: p.plan.seconds)

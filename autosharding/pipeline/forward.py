@@ -90,6 +90,12 @@ class Forward:
             change[end + 1] -= size
         return tuple(accumulate(change[:-1]))
 
+    def is_cut_like(self, other: Forward) -> bool:
+        """Whether the ops of another, of the same step in other microbatches, have the same places."""
+        kinds = [[type(state) for state in forward.labels.states] for forward in (self, other)]
+        same = self.labels.graph is other.labels.graph and self.labels.places == other.labels.places
+        return same and kinds[0] == kinds[1] and self.sent == other.sent and self.work == other.work
+
     def _repeated(self) -> list[tuple[int, int, int]]:
         """(first cuttable unit, last, bytes let pass by the barrier) of what is computed again."""
         readers: dict[int, list[int]] = {}

@@ -9,6 +9,7 @@ makes the sum of their best plans the best of the range.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from autosharding.pipeline.alike import classes_of
 from autosharding.pipeline.assign import Assignment, assign
 from autosharding.pipeline.build import Planner
 from autosharding.pipeline.forward import Forward
+from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.parts import Parts
 from autosharding.pipeline.piece import Piece, piece_of
 from cost_model import Cluster, Topology
@@ -81,20 +83,31 @@ class Pricer:
 
     Args:
         forward: of the step.
-        starts: where the layers begin among its cuttable units, and the number of these.
         planner: of pieces.
         splits_backward: whether weight gradients are tasks of their own.
+        like: of the same step in other microbatches, if there is one: where the program is cut alike, its layers and
+            their kinds are the same.
     """
 
-    def __init__(self, forward: Forward, starts: Sequence[int], planner: Planner, *, splits_backward: bool) -> None:
-        self.forward, self.starts, self.planner = forward, tuple(starts), planner
+    def __init__(
+        self, forward: Forward, planner: Planner, *, splits_backward: bool, like: Pricer | None = None
+    ) -> None:
+        self.forward, self.planner = forward, planner
         self.splits_backward = splits_backward
         self.microbatches = forward.labels.microbatches
+        self.like = like if like is not None and like.forward.is_cut_like(forward) else None
+        self._known: dict[tuple[int, Way], Price | None] = {}
+        self._known_ways: dict[Cluster, list[tuple[Way, Price]]] = {}
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where the layers begin among the cuttable units, and the number of these."""
+        return self.like.starts if self.like is not None else layers_of(self.forward)
 
     @cached_property
     def kinds(self) -> tuple[int, ...]:
         """For each layer the first that does the same."""
-        return classes_of(self._assigned)
+        return self.like.kinds if self.like is not None else classes_of(self._assigned)
 
     @cached_property
     def commonest(self) -> int:
@@ -128,20 +141,44 @@ class Pricer:
         layers = Layers(n, nodes, per_node, tuple(submeshes), fronts, self.microbatches, sent, budget)
         return Table(layers, self.starts, ways)
 
+    def promised(self, cluster: Cluster, submesh: Submesh, memory: int | None) -> float:
+        """Seconds of a step if all layers were of the commonest kind, in equal stages; inf where there is no room.
+
+        Args:
+            cluster: all devices.
+            submesh: of each stage.
+            memory: as for `table`.
+        """
+        budget = memory if memory is not None else cluster.device.usable_memory
+        spans = list(pairwise(self.starts))
+        n_layers = sum(self.forward.work) / max(1.0, sum(self.forward.work[slice(*spans[self.commonest])]))
+        layers = max(1.0, n_layers * submesh.devices / cluster.n_devices)
+        stages = n_layers / layers
+        in_flight = min(stages, self.microbatches)
+        return min(
+            (
+                layers * ((self.microbatches + stages - 1) * price.seconds + price.step_seconds)
+                for _, price in self._ways(cluster.group(submesh.devices))
+                if layers * (price.state_bytes + in_flight * price.microbatch_bytes) + price.working_bytes <= budget
+            ),
+            default=math.inf,
+        )
+
     # ---- pieces ----------------------------------------------------------------------------------------------
 
     @cached_property
     def _assigned(self) -> Assignment:
         return assign(self.forward, self.starts)
 
-    def _piece(self, assignment: Assignment, n: int) -> Piece:
-        return piece_of(assignment, n, self.forward.state, self.forward.donated)
+    def _piece_of(self, kind: int) -> Piece:
+        """A piece of one layer of a kind."""
+        if kind not in self._pieces:
+            self._pieces[kind] = piece_of(self._assigned, kind, self.forward.state, self.forward.donated)
+        return self._pieces[kind]
 
     @cached_property
-    def _pieces(self) -> Mapping[int, tuple[Piece, Mapping[int, int]]]:
-        """Kind -> a piece of one such layer, and the rounds after the loop."""
-        rounds = self._assigned.rounds
-        return {k: (self._piece(self._assigned, k), rounds) for k in dict.fromkeys(self.kinds)}
+    def _pieces(self) -> dict[int, Piece]:
+        return {}
 
     # ---- prices ----------------------------------------------------------------------------------------------
 
@@ -150,10 +187,10 @@ class Pricer:
         if self._least(self.commonest) / group.n_devices > budget:
             return []
         found = []
-        for way, common in self._ways(group):
-            singles: dict[int, Price] = {self.commonest: common}
-            for kind in self._pieces:
-                price = common if kind == self.commonest else self._price(*self._pieces[kind], way)
+        for way, _ in self._ways(group):
+            singles: dict[int, Price] = {}
+            for kind in dict.fromkeys(self.kinds):
+                price = self._price(kind, way)
                 if price is not None:
                     singles[kind] = price
             found.append(Priced(way, singles))
@@ -161,6 +198,11 @@ class Pricer:
 
     def _ways(self, group: Cluster) -> list[tuple[Way, Price]]:
         """The ways that are worth pricing, with the price of the commonest kind."""
+        if group not in self._known_ways:
+            self._known_ways[group] = self._found_ways(group)
+        return self._known_ways[group]
+
+    def _found_ways(self, group: Cluster) -> list[tuple[Way, Price]]:
         meshes = group.logical_meshes(MOST_AXES)
         found = [(Way(t, 0.0), price) for t in meshes if (price := self._common(Way(t, 0.0))) is not None]
         if not found or group.n_devices == 1:
@@ -185,23 +227,29 @@ class Pricer:
         return best
 
     def _common(self, way: Way) -> Price | None:
-        return self._price(*self._pieces[self.commonest], way)
+        return self._price(self.commonest, way)
 
     def _seconds(self, price: Price) -> float:
         """Of a step."""
         return self.microbatches * price.seconds + price.step_seconds
 
-    def _price(self, piece: Piece, rounds: Mapping[int, int], way: Way) -> Price | None:
-        """The price of a piece; None where it cannot run so."""
+    def _price(self, kind: int, way: Way) -> Price | None:
+        """The price of a layer of a kind; None where it cannot run so."""
+        if (kind, way) not in self._known:
+            self._known[kind, way] = self._price_of(self._piece_of(kind), way)
+        return self._known[kind, way]
+
+    def _price_of(self, piece: Piece, way: Way) -> Price | None:
         try:
             plan = self.planner(piece, way.topology, NO_LIMIT, way.rent)
         except Infeasible:
             return None
-        return Parts(piece, plan, rounds, splits_backward=self.splits_backward).price(self.microbatches)
+        parts = Parts(piece, plan, self._assigned.rounds, splits_backward=self.splits_backward)
+        return parts.price(self.microbatches)
 
     def _least(self, kind: int) -> int:
         """Bytes that the state of a layer takes on all devices together."""
-        piece, _ = self._pieces[kind]
+        piece = self._piece_of(kind)
         return sum(piece.graph.inputs[i].nbytes for i in set(piece.state.values()))
 
     def _sent(self, cluster: Cluster, at: int, a: Submesh, b: Submesh) -> tuple[float, float]:
@@ -212,7 +260,17 @@ class Pricer:
         return seconds, seconds
 
 
-_ADDED = ("forward", "backward", "weight", "before", "after", "state_bytes", "microbatch_bytes")
+_ADDED = (
+    "forward",
+    "backward",
+    "weight",
+    "before",
+    "after",
+    "state_bytes",
+    "microbatch_bytes",
+    "released_bytes",
+    "outside_bytes",
+)
 """What of the prices of layers adds up to that of a range; of what is held while a task runs the most counts."""
 
 

@@ -13,7 +13,6 @@ from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
 from autosharding.pipeline.build import Pipeline, Planner, Site, cut, forward_of
 from autosharding.pipeline.forward import Forward
-from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.plan import PipelinePlan, schedule_of
 from autosharding.pipeline.prices import Pricer, Table
 from autosharding.pipeline.slices import InSlices, in_slices
@@ -28,7 +27,10 @@ MARGINS = (1.0, 0.94, 0.88, 0.8)
 
 
 MANY = 4
-"""Microbatches for each stage, or for each device, with which the search begins."""
+"""Microbatches for each stage with which the search begins."""
+
+SPREAD = 2
+"""Sizes of submeshes so far apart are looked at first, and priced on both sides of the best of them."""
 
 GAIN = 0.99
 """Another number of microbatches is tried while the last takes at most so many times the seconds of the one before."""
@@ -36,7 +38,7 @@ GAIN = 0.99
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of microbatches with its price table and the best stages for it."""
+    """A number of microbatches with its price table and the best stages for it; several, if any number may be."""
 
     sliced: InSlices
     forward: Forward
@@ -47,10 +49,20 @@ class Candidate:
     def one_mesh(self) -> float:
         """Seconds that one stage on all devices is promised to take; inf where it does not fit."""
         layers = self.table.layers
-        whole = Submesh(layers.nodes, layers.per_node)
-        k = layers.submeshes.index(whole) if whole in layers.submeshes else -1
+        k = _whole(layers)
         front = layers.fronts.get((0, layers.n_layers, k), ())
         return min((layers.microbatches * p.seconds + p.step_seconds for p in front), default=math.inf)
+
+
+def _whole(layers: Layers) -> int:
+    """Index of the submesh that is the whole cluster; -1 where that is not priced."""
+    whole = Submesh(layers.nodes, layers.per_node)
+    return layers.submeshes.index(whole) if whole in layers.submeshes else -1
+
+
+def _odd(n: int) -> int:
+    """Its largest odd factor."""
+    return n // (n & -n)
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,22 @@ class StageSearch:
     def candidate(self, microbatches: int, submeshes: Sequence[Submesh] | None = None) -> Candidate:
         """The best stages for a number of microbatches, on some of the submeshes or all."""
         self.tell(f"pricing layers for {microbatches} microbatches")
-        forward = forward_of(self.sliced, microbatches, independent=self.independent)
-        pricer = Pricer(forward, layers_of(forward), self.planner, splits_backward=self.schedule in SPLITS_BACKWARD)
+        pricer = self._pricer(microbatches)
         table = pricer.table(self.cluster, submeshes or self.submeshes, self.memory)
-        return Candidate(self.sliced, forward, table, self._split(table.layers))
+        return Candidate(self.sliced, pricer.forward, table, self._split(table.layers))
+
+    def _pricer(self, microbatches: int) -> Pricer:
+        """Prices the layers for a number of microbatches."""
+        if microbatches not in self._pricers:
+            forward = forward_of(self.sliced, microbatches, independent=self.independent)
+            known = next(iter(self._pricers.values()), None)
+            splits = self.schedule in SPLITS_BACKWARD
+            self._pricers[microbatches] = Pricer(forward, self.planner, splits_backward=splits, like=known)
+        return self._pricers[microbatches]
+
+    @cached_property
+    def _pricers(self) -> dict[int, Pricer]:
+        return {}
 
     @cached_property
     def sliced(self) -> InSlices:
@@ -104,34 +128,39 @@ class StageSearch:
         return in_slices(self.graph, self.state, self.donated, self.n_stages or 1)
 
     def _split(self, layers: Layers) -> Stages:
-        """The best stages; where their number is asked for, on all devices."""
-        return split_layers(layers, self.schedule, self.n_stages, may_idle=self.n_stages is None)
+        """The best stages; where their number is asked for, on all devices, else on less than all each."""
+        if self.n_stages is not None:
+            return split_layers(layers, self.schedule, self.n_stages, may_idle=False)
+        parts = {at: front for at, front in layers.fronts.items() if at[2] != _whole(layers)}
+        return split_layers(replace(layers, fronts=parts), self.schedule)
 
     @property
     def submeshes(self) -> tuple[Submesh, ...]:
-        """The shares of the cluster that a stage may get; of a torus whole slices."""
+        """The shares of the cluster that a stage may get: halves of it, parts of a node; of a torus whole slices."""
         nodes, per_node = self.cluster.nodes
-        shapes = submesh_shapes(nodes, per_node)
+        parts = submesh_shapes(1, per_node)
+        halves = [
+            Submesh(nodes >> k, per_node) for k in range(nodes.bit_length()) if nodes % 2**k == 0 and nodes >> k > 1
+        ]
         whole = isinstance(self.cluster.wiring, Torus)
-        return tuple(s for s in shapes if s.per_node == per_node) if whole else shapes
+        return (*(s for s in parts if s.per_node == per_node or not whole), *halves[::-1])
 
     def _fastest(self) -> Candidate:
         """Over the numbers of microbatches: from a likely one to its neighbours, as long as they promise more."""
         numbers = self._numbers()
+        at, first = self._likely(numbers)
         tried: dict[int, Candidate | Exception] = {}
 
         def seconds(i: int) -> float:
             if i not in tried:
+                known = [c for c in tried.values() if isinstance(c, Candidate)]
                 try:
-                    tried[i] = self.candidate(
-                        numbers[i], self._near([c for c in tried.values() if isinstance(c, Candidate)])
-                    )
+                    tried[i] = self.candidate(numbers[i], self._near(known) if known else first)
                 except (NoStages, MicrobatchError) as error:
                     tried[i] = error
             found = tried[i]
             return found.stages.seconds if isinstance(found, Candidate) else math.inf
 
-        at = min(range(len(numbers)), key=lambda i: abs(numbers[i] - self._likely()))
         seconds(at)
         for step in (1, -1):
             while 0 <= at + step < len(numbers) and not self._is_enough(tried[at]):
@@ -147,24 +176,69 @@ class StageSearch:
         return best
 
     def _is_enough(self, found: Candidate | Exception) -> bool:
-        """Whether one stage is best: then microbatches are a matter of memory alone."""
-        return self.n_stages is None and isinstance(found, Candidate) and len(found.stages.stages) == 1
+        """Whether one mesh is best: then microbatches are a matter of memory alone."""
+        return self.n_stages is None and isinstance(found, Candidate) and found.one_mesh <= found.stages.seconds
 
     def _near(self, known: Sequence[Candidate]) -> Sequence[Submesh]:
-        """The submeshes worth pricing: at first all, then those of the best stages so far and the next in size."""
+        """The submeshes worth pricing: those of the best stages so far, and the next in size."""
         used = {s.submesh for c in known for s in c.stages.stages}
         every = self.submeshes
         near = [any(n in used for n in every[max(0, k - 1) : k + 2]) for k in range(len(every))]
-        return [s for s, taken in zip(every, near, strict=True) if taken] or every
+        return [s for s, taken in zip(every, near, strict=True) if taken]
 
-    def _likely(self) -> int:
-        """A number of microbatches to begin with."""
-        return MANY * (self.n_stages or self.cluster.n_devices)
+    def _likely(self, numbers: Sequence[int]) -> tuple[int, Sequence[Submesh]]:
+        """Where to begin: index of a number of microbatches, and the submeshes worth pricing for it.
+
+        Were all layers of the commonest kind and all stages of one size, a step would take what `Pricer.promised` says.
+        From the best of some sizes, each with a few microbatches for each stage or as many as make room, neighbours are
+        tried as long as they promise more.
+        """
+        every = self.submeshes
+
+        def nearest(stages: int) -> int:
+            return min(range(len(numbers)), key=lambda i: abs(math.log(numbers[i] / (MANY * stages))))
+
+        if self.n_stages is not None:
+            return nearest(self.n_stages), every
+        known: dict[tuple[int, int], float] = {}
+
+        def promised(place: tuple[int, int]) -> float:
+            if place not in known:
+                known[place] = self._promised(numbers[place[0]], every[place[1]])
+            return known[place]
+
+        def with_room(k: int) -> tuple[int, int]:
+            at = nearest(self.cluster.n_devices // every[k].devices)
+            more = [*range(at, len(numbers), SPREAD), len(numbers) - 1]
+            return next(((i, k) for i in more if promised((i, k)) < math.inf), (at, k))
+
+        sizes = range(len(every) - 1)[::-SPREAD] or (0,)  # not the whole cluster
+        place = min(map(with_room, sizes), key=promised)
+        if promised(place) == math.inf:
+            return place[0], every
+        while True:
+            i, k = place
+            around = [(i + 1, k), (i - 1, k), (i, k + 1), (i, k - 1)]
+            inside = [(a, b) for a, b in around if a in range(len(numbers)) and b in range(len(every) - 1)]
+            best = min(inside, key=promised, default=place)
+            if promised(best) >= promised(place):
+                return i, every[max(0, k - SPREAD) : k + SPREAD + 1]
+            place = best
+
+    def _promised(self, microbatches: int, submesh: Submesh) -> float:
+        """Seconds of a step in equal stages on such submeshes; inf where that cannot be."""
+        self.tell(f"looking at {microbatches} microbatches on {submesh}")
+        try:
+            return self._pricer(microbatches).promised(self.cluster, submesh, self.memory)
+        except MicrobatchError:
+            return math.inf
 
     def _numbers(self) -> list[int]:
-        """Powers of two that divide the batch."""
+        """Those with a power of two of examples in a microbatch, times the odd factor that examples and nodes share."""
         examples = batch_of(self.graph, self.state) or 1
-        return [2**k for k in range(examples.bit_length()) if examples % 2**k == 0]
+        shared = math.gcd(_odd(examples), _odd(self.cluster.nodes[0]))
+        least = _odd(examples) // shared
+        return [least << k for k in range(examples.bit_length()) if examples % (least << k) == 0]
 
     # ---- planned ---------------------------------------------------------------------------------------------
 

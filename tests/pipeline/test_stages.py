@@ -56,7 +56,7 @@ def pricer_of(n_blocks, microbatches, **sizes):
     graph, _, state = graph_of(*arguments(n_blocks, **sizes))
     sliced = in_slices(graph, state, frozenset(), 1)
     forward = forward_of(sliced, microbatches)
-    return sliced, forward, Pricer(forward, layers_of(forward), OnceForSame(planner), splits_backward=False)
+    return sliced, forward, Pricer(forward, OnceForSame(planner), splits_backward=False)
 
 
 def test_blocks_are_layers_and_equal_ones_are_known():
