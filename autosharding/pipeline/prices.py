@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from operator import add
 from typing import Any
 
 from autosharding.errors import Infeasible
@@ -126,11 +127,12 @@ class Pricer:
         """
         budget = memory if memory is not None else cluster.device.usable_memory
         n = len(self.kinds)
+        in_place = self.forward.donated.issuperset(self.forward.state.values())
         fronts, ways = {}, {}
         for k, submesh in enumerate(submeshes):
             ranges: dict[tuple[int, int], dict[Price, Way]] = {}
             for priced in self._priced(cluster.group(submesh.devices), budget):
-                for span, price in _ranges(self.kinds, priced, budget):
+                for span, price in _ranges(self.kinds, priced, budget, in_place=in_place):
                     ranges.setdefault(span, {}).setdefault(price, priced.way)
             for (i, j), found in ranges.items():
                 front = pareto(list(found))
@@ -260,25 +262,21 @@ class Pricer:
         return seconds, seconds
 
 
-_ADDED = (
-    "forward",
-    "backward",
-    "weight",
-    "before",
-    "after",
-    "state_bytes",
-    "microbatch_bytes",
-    "released_bytes",
-    "outside_bytes",
-)
+_ADDED = ("forward", "backward", "weight", "before", "after", "state_bytes", "microbatch_bytes", "released_bytes")
 """What of the prices of layers adds up to that of a range; of what is held while a task runs the most counts."""
 
 
-def _ranges(kinds: Sequence[int], way: Priced, budget: int) -> Iterator[tuple[tuple[int, int], Price]]:
-    """The prices of the ranges of layers that fit."""
+def _ranges(
+    kinds: Sequence[int], way: Priced, budget: int, *, in_place: bool
+) -> Iterator[tuple[tuple[int, int], Price]]:
+    """The prices of the ranges of layers that fit.
+
+    Where state is renewed in place, what the update makes besides is there for one layer at a time.
+    """
+    join = max if in_place else add
     for i in range(len(kinds)):
         sums: dict[str, Any] = dict.fromkeys(_ADDED, 0)
-        working = 0
+        working = outside = 0
         for j in range(i, len(kinds)):
             price = way.singles.get(kinds[j])
             if price is None:
@@ -286,6 +284,7 @@ def _ranges(kinds: Sequence[int], way: Priced, budget: int) -> Iterator[tuple[tu
             for name in _ADDED:
                 sums[name] += getattr(price, name)
             working = max(working, price.working_bytes)
-            price = Price(**sums, working_bytes=working)
+            outside = join(outside, max(0, price.outside_bytes - price.state_bytes))
+            price = Price(**sums, working_bytes=working, outside_bytes=sums["state_bytes"] + outside)
             if price.bytes(1) <= budget:
                 yield (i, j + 1), price

@@ -71,3 +71,20 @@ def test_loss_and_new_state_are_those_of_one_device(name, stages, microbatches, 
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     for x, y in zip(state, one, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.max(np.abs(y), initial=1e-6))
+
+
+@pytest.mark.parametrize("options", [{"donate_argnums": 0}, {"method": "fsdp"}], ids=["donated", "fsdp"])
+def test_a_donated_state_and_a_method(options):
+    name = "tied, a sum loss"
+    step = asd.parallelize(MODELS[name].step, stages=2, microbatches=4, **options)
+    (losses, state), (expected, one) = trained(MODELS[name], step), on_one_device(name)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    for x, y in zip(state, one, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.max(np.abs(y)))
+
+
+def test_interleaving_takes_microbatches_in_groups():
+    model = MODELS["dropout"]
+    step = asd.parallelize(model.step, stages=2, microbatches=1, schedule="interleaved", chunks=2)
+    with pytest.raises(asd.StageError, match="do not divide into groups of 2"):
+        step(*model.state(), model.batch(0))
