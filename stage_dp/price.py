@@ -40,7 +40,7 @@ class Price:
     working_bytes: int = 0
     """The most held besides, while a task runs."""
     outside_bytes: int = 0
-    """The most held before the first microbatch or after the last: the new state beside the old."""
+    """The most held after the last microbatch: the new state beside the old."""
 
     @property
     def seconds(self) -> float:

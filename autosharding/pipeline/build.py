@@ -166,7 +166,7 @@ class Pipeline:
         )
 
     def _held(self, piece: Piece, plan: Plan, in_flight: int) -> int:
-        return self._parts(piece, plan).price(self.schedule.n_microbatches).bytes(in_flight)
+        return plan.memory.peak + (in_flight - 1) * self._parts(piece, plan).kept_bytes
 
     def parts(self, plans: Sequence[Plan]) -> list[Parts]:
         """What runs when in each piece."""

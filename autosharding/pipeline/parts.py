@@ -132,7 +132,7 @@ class Parts:
             seconds[part] += sum(m.seconds for m in copy.moves) * copy.times
         kept, state = self.kept_bytes, self.held_bytes
         tasks = [p for p in (FORWARD, BACKWARD, WEIGHT) if p in self.flows]
-        others = [p for p in self.flows if p not in tasks]
+        others = [p for p in self.flows if p >= AFTER]
         return Price(
             forward=seconds[FORWARD] / microbatches,
             backward=seconds[BACKWARD] / microbatches,
@@ -156,13 +156,14 @@ class Parts:
     def _made_bytes(self, part: int) -> int:
         """The most bytes per device at one time of what a part makes, but for what a microbatch holds from then on.
 
-        What it takes is there as long as it runs.
+        What it takes is there as long as it runs; what is written before the loop and runs after it, when it is read.
         """
         kept = {self._alive_as(k) for k in self._kept}
         change: dict[int, int] = {}
         for a in self._alive:
             if self._part_of(a) == part and (a.op, a.copy) not in kept:
-                change[a.begin] = change.get(a.begin, 0) + a.bytes
+                begin = a.end - 1 if part >= AFTER and 0 <= a.op < self.opening else a.begin
+                change[begin] = change.get(begin, 0) + a.bytes
                 change[a.end] = change.get(a.end, 0) - a.bytes
         return max(accumulate(change[t] for t in sorted(change)), default=0)
 
