@@ -37,6 +37,12 @@ REPEATED = 1_000
 TIED = 0.5
 """Share of the nodes that may be left when layers are tied, for it to be worth while."""
 
+LOOKS = (6, 4, 3, 2)
+"""Steps around a node that are looked at to tell layers apart: 6 tell the roles within a layer apart."""
+
+TIED_ENTRIES = 16_000_000
+"""Table entries up to which a tied problem is worth its sweeps: of larger ones, nearer looks make smaller ones."""
+
 TIED_GAP = 3e-3
 """Relative gap at which a tied problem is solved well enough: only its choices are wanted."""
 
@@ -132,10 +138,15 @@ def _layers(whole: Relaxation, clock: Clock) -> list[np.ndarray]:
     problem = whole.problem
     if len(problem.costs) < REPEATED:
         return []
-    classes = alike(problem)
+    classes = alike(problem, LOOKS[0])
+    small = tied(problem, classes)
+    for rounds in LOOKS[1:]:
+        if entries(small) <= TIED_ENTRIES:
+            break
+        classes = alike(problem, rounds)
+        small = tied(problem, classes)
     if classes.max() > TIED * len(classes):
         return []
-    small = tied(problem, classes)
     inner = clock.inner(max(clock.gap, TIED_GAP) if len(whole.prices) else clock.gap, 0.5)
     incumbent = Incumbent()
     relaxation = relax(small)

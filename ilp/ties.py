@@ -17,11 +17,8 @@ from ilp.problem import Edge, Memory, Problem
 
 __all__ = ["alike", "tied", "untied"]
 
-ROUNDS = 6
-"""Steps that are looked at around a node: enough to tell the roles within a layer apart."""
 
-
-def alike(problem: Problem, rounds: int = ROUNDS) -> np.ndarray:
+def alike(problem: Problem, rounds: int) -> np.ndarray:
     """Each node's class, int64 [nodes]: the same tables, and the same around it for ``rounds`` steps.
 
     Tables are the same if they are one array.

@@ -53,7 +53,7 @@ def test_the_bound_is_below_the_optimum_of_the_exact_program():
 
 def test_tied_layers_cost_and_hold_what_the_whole_does():
     problem, _ = limited(8, ONE, 0.95)
-    classes = alike(problem)
+    classes = alike(problem, 6)
     small = tied(problem, classes)
     assert len(small.costs) < len(problem.costs) / 2
     rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_tied_layers_cost_and_hold_what_the_whole_does():
 def test_messages_of_tied_layers_bound_the_whole():
     """Better than none, and no more than the best choice known costs."""
     problem = gpt(8, ONE)
-    classes = alike(problem)
+    classes = alike(problem, 6)
     small, whole = relax(tied(problem, classes)), relax(problem)
     clock = Clock(None, None, 1e-9)
     alone = relax(problem).ascend(1, clock)
