@@ -1,8 +1,8 @@
 """One problem, asked again and again: under another limit, with other pins. What was found before is used again.
 
-Presolve holds for every limit that is no smaller than the one it was made for: a moment that cannot bind does not bind
-under a larger limit either. Choices hold for any limit; each is a cut of the dual function, and together they tell the
-prices of memory before anything is solved.
+Presolve is made to hold for every larger limit too: a moment that cannot bind does not bind under it either, and
+strategies that do not fit now may then, so they stay. Choices hold for any limit; each is a cut of the dual function,
+and together they tell the prices of memory before anything is solved.
 """
 
 from __future__ import annotations

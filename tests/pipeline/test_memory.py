@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import autosharding as asd
-from autosharding.pipeline.meter import measured
+from tests.pipeline.meter import measured
 
 WIDTH, BATCH, SEQUENCE, VOCABULARY, HEADS, LAYERS = 64, 32, 32, 128, 4, 4
 
