@@ -1,5 +1,8 @@
 """A step in a loop over microbatches gives what it gave, and does nearly all its work on the batch in the loop."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from autosharding.microbatch import batch_of, microbatched
 from autosharding.microbatch.split import best_labels
 from autosharding.microbatch.ways import share
 from autosharding.run_graph import Plain
+from benchmarks.microbatch import EXACT, spread
 from tests.microbatch.steps import (
     B,
     D,
@@ -110,31 +114,55 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(loss):
     agree(jax.value_and_grad(loss), arrays(), 2, 4 if loss in IN_FOURS else 8)
 
 
-def test_what_examples_have_each_is_put_together():
-    def step(p, tokens):
-        (_, each), grads = jax.value_and_grad(lambda p: (nll(p, tokens).mean(), nll(p, tokens).max(-1)), has_aux=True)(
-            p
-        )
-        return each, grads, each.max(), (each > 1).all()
+def with_each(p, tokens):
+    """Something for every example besides, and of all of them."""
 
+    def loss(p):
+        found = nll(p, tokens)
+        return found.mean(), found.max(-1)
+
+    (_, each), grads = jax.value_and_grad(loss, has_aux=True)(p)
+    return each, grads, each.max(), (each > 1).all()
+
+
+def accumulated(p, tokens):
+    """Gradients accumulated by the user himself."""
+
+    def mean_of(p, t):
+        return jnp.mean(jnp.square(p["emb"][t[:, :-1]] @ p["w1"]))
+
+    def add(total, t):
+        loss, grads = jax.value_and_grad(mean_of)(p, t)
+        return jax.tree.map(jnp.add, total, (loss, grads)), loss
+
+    start = jax.tree.map(jnp.zeros_like, (jnp.float32(0), p))
+    (loss, grads), losses = jax.lax.scan(add, start, tokens.reshape(8, B // 8, S + 1))
+    return loss, grads, losses
+
+
+@pytest.mark.parametrize("step", [with_each, accumulated])
+def test_what_examples_have_each_is_put_together(step):
     agree(step, arrays(), 4)
 
 
-def test_gradients_accumulated_by_the_user_himself():
-    def step(p, tokens):
-        def add(total, t):
-            loss, grads = jax.value_and_grad(lambda p: mean_of(p, t))(p)
-            return jax.tree.map(jnp.add, total, (loss, grads)), loss
+STEPS = {
+    "a masked mean": jax.value_and_grad(masked_mean),
+    "a root": jax.value_and_grad(root_loss),
+    "dropout": jax.value_and_grad(dropped),
+    "something for each example": with_each,
+    "accumulated by the user": accumulated,
+}
 
-        def mean_of(p, t):
-            h = p["emb"][t[:, :-1]]
-            return jnp.mean(jnp.square(h @ p["w1"]))
 
-        start = jax.tree.map(jnp.zeros_like, (jnp.float32(0), p))
-        (loss, grads), losses = jax.lax.scan(add, start, tokens.reshape(8, B // 8, S + 1))
-        return loss, grads, losses
-
-    agree(step, arrays(), 4)
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "accumulated by the user" else pytest.mark.slow) for n in STEPS]
+)
+def test_on_eight_devices(name, microbatches):
+    graph, pieces = split(STEPS[name], arrays(), microbatches)
+    leaves = jax.tree.leaves(arrays())
+    for x, y, result in zip(ran(graph, arrays()), spread(pieces, STATE, leaves), graph.output_names, strict=True):
+        np.testing.assert_allclose(y, x, rtol=0, atol=EXACT * np.max(np.abs(x), initial=1e-6), err_msg=result)
 
 
 def test_shared_terms_have_one_accumulator():
@@ -182,21 +210,23 @@ def capacity(p, tokens):
 
 
 @pytest.mark.parametrize(
-    ("loss", "op", "line"),
+    ("loss", "op", "why", "line"),
     [
-        (batch_norm, "reads a sum over the whole batch", "(norm)"),
-        (contrastive, "pairs each example with the others", "(contrastive)"),
-        (capacity, "needs the batch dim whole", "(capacity)"),
-        (grouped, "needs the batch dim whole", "(grouped)"),
+        (batch_norm, "sub", "reads a sum over the whole batch", "x - x.mean"),
+        (contrastive, "dot_general", "pairs each example with the others", "h @ h.T"),
+        (capacity, "cumsum", "needs the batch dim whole", "jnp.cumsum(mask, 0)"),
+        (grouped, "reshape", "needs the batch dim whole", ".reshape(4, B // 4, S, D)"),
     ],
 )
-def test_what_couples_examples_is_refused(loss, op, line):
+def test_what_couples_examples_is_refused(loss, op, why, line):
     with pytest.raises(asd.MicrobatchError) as error:
         split(jax.value_and_grad(loss), arrays(), 8)
-    text = str(error.value)
-    assert op in text
-    assert line in text
-    assert "would run unsplit" in text
+    said = re.search(r"microbatches: (\S+) \((\w+\.py):(\d+) \((\w+)\)\) (.+?), while", str(error.value))
+    assert said is not None
+    assert (said[1], said[5]) == (op, why)
+    source = Path(__file__).with_name(said[2]).read_text().splitlines()
+    assert line in source[int(said[3]) - 1]
+    assert re.search(r"\d+% of the work on the batch would run unsplit", str(error.value))
 
 
 def sorted_by_expert(p, tokens):

@@ -34,10 +34,11 @@ QUICK = {
 
 @pytest.fixture(autouse=True)
 def compiled_quickly():
-    """What is looked at are numbers, not speed."""
+    """What is looked at are numbers, not speed; and what many programs map into memory is let go of."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def trained(model: Model, run):
