@@ -36,6 +36,7 @@ from stage_dp.simulate import Span as Span
 from stage_dp.simulate import Timeline as Timeline
 from stage_dp.simulate import peak_of as peak_of
 from stage_dp.simulate import simulate as simulate
+from stage_dp.simulate import stage_peak as stage_peak
 from stage_dp.split import split_best as split_best
 from stage_dp.split import split_layers as split_layers
 from stage_dp.stages import Stage as Stage
@@ -78,6 +79,7 @@ __all__ = [
     "simulate",
     "split_best",
     "split_layers",
+    "stage_peak",
     "submesh_shapes",
     "zero_bubble",
 ]

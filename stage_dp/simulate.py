@@ -114,16 +114,20 @@ class Timeline:
 
 def peak_of(schedule: Schedule, prices: Sequence[Price]) -> Iterator[int]:
     """Per stage the most held per device, whatever the tasks' seconds; `prices` of each piece."""
-    for stage, tasks in enumerate(schedule.lists):
-        mine = _pieces(schedule, prices, stage)
-        fixed = sum(price.state_bytes for price in mine)
-        held, peak = 0, 0
-        for task in tasks:
-            price = mine[task.chunk]
-            held += _taken(price, task)
-            peak = max(peak, held + (price.working_bytes if task.kind is not Kind.UPDATE else 0))
-            held -= _released(schedule, price, task)
-        yield max(fixed + peak, sum(price.outside_bytes for price in mine))
+    for stage in range(schedule.n_stages):
+        yield stage_peak(schedule, stage, _pieces(schedule, prices, stage))
+
+
+def stage_peak(schedule: Schedule, stage: int, prices: Sequence[Price]) -> int:
+    """The most that a device of one stage holds; `prices` of its own pieces."""
+    fixed = sum(price.state_bytes for price in prices)
+    held, peak = 0, 0
+    for task in schedule.lists[stage]:
+        price = prices[task.chunk]
+        held += _taken(price, task)
+        peak = max(peak, held + (price.working_bytes if task.kind is not Kind.UPDATE else 0))
+        held -= _released(schedule, price, task)
+    return max(fixed + peak, sum(price.outside_bytes for price in prices))
 
 
 def _taken(price: Price, task: Task) -> int:

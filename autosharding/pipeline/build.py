@@ -23,10 +23,16 @@ from autosharding.pipeline.slices import InSlices, in_slices
 from autosharding.pipeline.transfer import channel_between
 from autosharding.plan import Plan
 from cost_model import Cluster, ClusterError, Topology
-from stage_dp import Schedule
+from stage_dp import Schedule, stage_peak
 
 ATTEMPTS = 4
-"""How often a piece is planned again for less memory, to make room for the microbatches in flight."""
+"""How often the pieces of a stage are planned again for less memory."""
+
+AIM = 0.95
+"""For how much less than the share that seems right: plans are few, and what they hold goes in steps."""
+
+NO_LIMIT = 1 << 60
+"""Bytes."""
 
 
 class Planner(Protocol):
@@ -113,12 +119,10 @@ class Pipeline:
         Raises:
             Infeasible: when a stage does not fit.
         """
-        budget = (memory if memory is not None else cluster.device.usable_memory) // self.schedule.n_chunks
+        budget = memory if memory is not None else cluster.device.usable_memory
         n = self.schedule.n_stages
-        plans = []
-        for p, piece in enumerate(self.pieces):
-            plans.append(self._planned(piece, planner, sites[p % n], budget, self.schedule.in_flight[p % n]))
-        parts = self.parts(plans)
+        stages = [self._fitting(stage, planner, sites[stage], budget) for stage in range(n)]
+        parts = [stages[p % n][p // n] for p in range(len(self.pieces))]
         prices = tuple(each.price(self.schedule.n_microbatches) for each in parts)
         links = [self._link(cluster, sites[p % n], sites[(p + 1) % n]) for p in range(len(parts) - 1)]
         transfers = tuple(
@@ -132,7 +136,7 @@ class Pipeline:
             self.graph.name,
             self.graph.fingerprint,
             self.schedule,
-            tuple(plans),
+            tuple(each.plan for each in parts),
             prices,
             transfers,
             self.cuts,
@@ -144,29 +148,37 @@ class Pipeline:
     def _link(cluster: Cluster, a: Site, b: Site) -> Any:
         return cluster.link_between(a.first, b.first + b.n_devices - 1)
 
-    def _planned(self, piece: Piece, planner: Planner, site: Site, budget: int, in_flight: int) -> Plan:
-        """Plan a piece for what the microbatches in flight leave: all but one are held besides what its plan sees."""
-        if site.rent:
-            plan = planner(piece, site.where, site.where.device.memory << 10, site.rent)
-            if self._held(piece, plan, in_flight) <= budget:
-                return plan
-        limit, held = budget, 0
+    def _fitting(self, stage: int, planner: Planner, site: Site, budget: int) -> list[Parts]:
+        """The pieces of a stage, planned so that what it holds in all fits: the fastest, else with less memory each."""
+        pieces = self.pieces[stage :: self.schedule.n_stages]
+        parts = [self._parts(piece, planner(piece, site.where, NO_LIMIT, site.rent)) for piece in pieces]
+        least = held = self._held(stage, parts)
+        low, high = 0, max(each.plan.memory.peak for each in parts)
+        limit = int(AIM * high * budget / held)
         for _ in range(ATTEMPTS):
-            plan = planner(piece, site.where, limit)
-            held = self._held(piece, plan, in_flight)
             if held <= budget:
-                return plan
-            limit -= held - budget
-            if limit <= 0:
-                break
+                return parts
+            found = [_plan_within(planner, piece, site.where, limit) for piece in pieces]
+            plans = [plan for plan in found if plan is not None]
+            if len(plans) < len(pieces):
+                low = limit
+            else:
+                parts, high = list(map(self._parts, pieces, plans)), limit
+                held = self._held(stage, parts)
+                least = min(least, held)
+            limit = (low + high) // 2 if low else int(AIM * limit * budget / held)
+        if held <= budget:
+            return parts
         raise Infeasible(
-            f"A stage of {piece.graph.name!r} does not fit: {budget:,} bytes per device are allowed, and with "
-            f"{in_flight} microbatches in flight the closest plan found holds {held:,}. Try more microbatches (each is "
-            "smaller), a schedule that holds fewer of them (1f1b), more devices, or jax.checkpoint around the blocks."
+            f"Stage {stage} of {self.graph.name!r} does not fit: {budget:,} bytes per device are allowed, and with "
+            f"{self.schedule.in_flight[stage]} microbatches in flight the closest plan found holds {least:,}. Try more "
+            "microbatches (each is smaller), a schedule that holds fewer of them (1f1b), more devices, or "
+            "jax.checkpoint around the blocks."
         )
 
-    def _held(self, piece: Piece, plan: Plan, in_flight: int) -> int:
-        return plan.memory.peak + (in_flight - 1) * self._parts(piece, plan).kept_bytes
+    def _held(self, stage: int, parts: Sequence[Parts]) -> int:
+        """The most that a device of a stage holds."""
+        return stage_peak(self.schedule, stage, [each.price(self.schedule.n_microbatches) for each in parts])
 
     def parts(self, plans: Sequence[Plan]) -> list[Parts]:
         """What runs when in each piece."""
@@ -204,6 +216,14 @@ class Pipeline:
                 f"This plan was made for the pipeline {plan.name!r}, and the step at hand is cut into other pieces. "
                 "Plan the step again, or call it with the arguments the plan was made for."
             )
+
+
+def _plan_within(planner: Planner, piece: Piece, where: Cluster | Topology, limit: int) -> Plan | None:
+    """The plan of a piece for less memory; None where it cannot do with so little."""
+    try:
+        return planner(piece, where, limit)
+    except Infeasible:
+        return None
 
 
 def pipelined(

@@ -91,7 +91,7 @@ class Parts:
         wanted: dict[int, list[Key]] = {part: [] for part in range(self.n_parts)}
         entering = [lane.inside for lane in self.lanes if lane.kind in ("constant", "sum") and lane.inside]
         wanted[BEFORE] = [key for key in entering if key not in self.same]
-        for key in self._wanted_outside():
+        for key in (*self.same.values(), *self._wanted_outside()):
             self._want(key, wanted)
         found = {}
         for part in sorted(wanted, reverse=True):
@@ -104,13 +104,12 @@ class Parts:
 
     @cached_property
     def same(self) -> Mapping[Key, Key]:
-        """What the body sees of an input that it reads as it is -> the input."""
-        inputs = {v.id for v in self.graph.inputs}
+        """What the body sees of an array that it reads as it is -> the array."""
         found = {}
         for lane in self.lanes:
-            if lane.kind == "constant" and lane.inside and lane.enters:
+            if lane.kind == "constant" and lane.inside and lane.enters and not self.graph.is_free(lane.enters[0]):
                 source = _id(lane.enters[0]), lane.enters[1]
-                if source[0] in inputs and source[1] == AS_MADE and self.spec(lane.inside) == self.spec(source):
+                if self.spec(lane.inside) == self.spec(source):
                     found[lane.inside] = source
         return found
 
@@ -157,8 +156,10 @@ class Parts:
         """The most bytes per device at one time of what a part makes, but for what a microbatch holds from then on.
 
         What it takes is there as long as it runs; what is written before the loop and runs after it, when it is read.
+        A sum is renewed in place: its program is given the old one's buffer.
         """
         kept = {self._alive_as(k) for k in self._kept}
+        kept |= {self._alive_as(lane.leaves) for lane in self.lanes if lane.kind == "sum" and lane.leaves}
         change: dict[int, int] = {}
         for a in self._alive:
             if self._part_of(a) == part and (a.op, a.copy) not in kept:

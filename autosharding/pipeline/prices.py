@@ -20,7 +20,7 @@ from typing import Any
 from autosharding.errors import Infeasible
 from autosharding.pipeline.alike import classes_of
 from autosharding.pipeline.assign import Assignment, assign
-from autosharding.pipeline.build import Planner
+from autosharding.pipeline.build import NO_LIMIT, Planner
 from autosharding.pipeline.forward import Forward
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.parts import Parts
@@ -38,9 +38,6 @@ MOST_AXES = 2
 WORTH = 0.99
 """A mesh of more axes is taken if the commonest kind of layer takes on it less than so many times the seconds that it
 takes on the best of fewer axes; less is held at a rent if it is less than so many times the bytes."""
-
-NO_LIMIT = 1 << 60
-"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)

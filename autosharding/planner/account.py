@@ -114,28 +114,41 @@ class Account:
         kept = {(v.id, AS_MADE) for v in self.graph.inputs} | {(c.value, c.source) for c in self.copies}
         kept |= {(a.id, o.read) for a, o in zip(self.graph.outputs, self.outputs, strict=True) if isinstance(a, Value)}
         fence = 0
-        for op, step in zip(self.graph.ops, self.steps, strict=True):
+        for op in self.graph.ops:
             if op.region is not None:
-                fence = 2 * op.index + 1
-            elif self._stands_alone(op):
-                reads = {(a.id, r) for a, r in zip(op.inputs, step.reads, strict=True) if isinstance(a, Value)}
-                ready = max([fence, *(self._there(*key, op) for key in reads)])
-                others = {key: max((t for i, t in readers[key].items() if i != op.index), default=0) for key in reads}
+                fence = 2 * op.index + 1 if op.region.bodies else fence
+                continue
+            fused, reads = self._fusion(op)
+            if reads:
+                ready = max(fence, *(self._there(*key, op) for key in reads))
+                others = {key: max((t for i, t in readers[key].items() if i not in fused), default=0) for key in reads}
                 freed = sum(self._size(*key) for key in reads - kept if others[key] <= ready)
                 if freed > sum(self._bytes(v, self.made[v.id]) for v in op.outputs):
                     self.when[op.index] = ready
+                    until = ready + self.life.use[op.index][0] - op.index
                     for key in reads:
-                        readers[key][op.index] = ready + 1
+                        readers[key].update(dict.fromkeys(fused & readers[key].keys(), until))
 
-    def _stands_alone(self, op: Op) -> bool:
-        """Whether nothing is fused into the op, nor it into another, and it writes new memory."""
-        there = self.life.materialised
-        return (
-            not (op.is_free or op.effects)
-            and all(there[v.id] for v in op.outputs)
-            and all(there[a.id] for a in op.inputs if isinstance(a, Value))
-            and self.life.use[op.index] == (op.index + 1,) * len(op.inputs)
-        )
+    def _fusion(self, op: Op) -> tuple[set[int], set[tuple[int, int]]]:
+        """(ops that are computed with this one, itself among them; what they read); empty where it has to stay."""
+        there, fused, reads = self.life.materialised, {op.index}, set[tuple[int, int]]()
+        stays = op.is_free or bool(op.effects) or not all(there[v.id] for v in op.outputs)
+        todo = [] if stays else [op]
+        for one in todo:
+            stays |= max(self.life.use[one.index], default=0) > op.index + 1
+            for a, read in zip(one.inputs, self.steps[one.index].reads, strict=True):
+                if not isinstance(a, Value) or self.graph.is_free(a):
+                    continue
+                if there[a.id]:
+                    reads.add((a.id, read))
+                    continue
+                maker = self.graph.producer[a.id]
+                alone = all(r.index in fused for r, _ in self.graph.readers[a.id])
+                stays |= read != AS_MADE or maker is None or maker.region is not None or not alone
+                if maker is not None and maker.index not in fused:
+                    fused.add(maker.index)
+                    todo.append(maker)
+        return (set(), set()) if stays else (fused, reads)
 
     def _there(self, value: int, copy: int, reader: Op) -> int:
         """When the reader finds a value."""
@@ -184,7 +197,7 @@ class Account:
                 continue
             for v in op.outputs:
                 begin = self.when[op.index] if self.life.begin[v.id] == op.index else 2 * self.life.begin[v.id]
-                end = max(self.until.get((v.id, AS_MADE), begin + 1), 2 * self.life.place[v.id])
+                end = max(self.until.get((v.id, AS_MADE), begin + 1), self.when[self.life.place[v.id]])
                 if not self.life.held[v.id]:  # a fused value is there only where a collective takes it
                     end = begin if self.life.materialised[v.id] else self.sent.get(v.id, 0)
                 if end > begin and (v.id, AS_MADE) not in taken:

@@ -10,6 +10,9 @@ from tests.pipeline.meter import measured
 
 WIDTH, BATCH, SEQUENCE, VOCABULARY, HEADS, LAYERS = 64, 32, 32, 128, 4, 4
 
+TIGHT = 0.75
+"""Share of what stages hold without a limit."""
+
 
 def arguments():
     rng = np.random.default_rng(0)
@@ -74,3 +77,11 @@ def test_stages_hold_what_the_plan_says(stages, microbatches, schedule, donated)
     expected = jax.jit(step)(*args)
     for x, y in zip(found.results, jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.max(np.abs(y)))
+
+
+def test_no_stage_holds_more_than_is_allowed():
+    given = {"cluster": "cpu:8", "stages": 4, "microbatches": 8, "donate_argnums": 0}
+    free = asd.plan(step, *arguments(), **given)
+    limit = int(TIGHT * max(free.peaks))
+    plan = asd.plan(step, *arguments(), **given, memory=limit)
+    assert max(plan.peaks) <= limit < max(free.peaks)

@@ -8,10 +8,10 @@ import pytest
 import autosharding as asd
 import stage_dp
 from autosharding.capture import capture
-from autosharding.pipeline.build import Site, cut, forward_of
+from autosharding.pipeline.build import NO_LIMIT, Site, cut, forward_of
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.parts import Parts
-from autosharding.pipeline.prices import NO_LIMIT, Pricer, Way
+from autosharding.pipeline.prices import Pricer, Way
 from autosharding.pipeline.same import OnceForSame
 from autosharding.pipeline.slices import in_slices
 from autosharding.planner import plan_graph
