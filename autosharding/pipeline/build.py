@@ -21,9 +21,10 @@ from autosharding.pipeline.programs import Programs
 from autosharding.pipeline.runner import Runner
 from autosharding.pipeline.slices import InSlices, in_slices
 from autosharding.pipeline.transfer import channel_between
+from autosharding.pipeline.travel import Travel, holding, seconds_of, travels_of
 from autosharding.plan import Plan
 from cost_model import Cluster, ClusterError, Topology
-from stage_dp import Schedule, stage_peak
+from stage_dp import Price, Schedule, stage_peak
 
 ATTEMPTS = 4
 """How often the pieces of a stage are planned again for less memory."""
@@ -120,11 +121,18 @@ class Pipeline:
             Infeasible: when a stage does not fit.
         """
         budget = memory if memory is not None else cluster.device.usable_memory
-        n = self.schedule.n_stages
-        stages = [self._fitting(stage, planner, sites[stage], budget) for stage in range(n)]
+        n, devices = self.schedule.n_stages, [site.n_devices for site in sites]
+        travels = travels_of(self.sliced, self.pieces, devices)
+        stages = [self._fitting(stage, planner, sites[stage], budget, travels) for stage in range(n)]
         parts = [stages[p % n][p // n] for p in range(len(self.pieces))]
-        prices = tuple(each.price(self.schedule.n_microbatches) for each in parts)
-        links = [self._link(cluster, sites[p % n], sites[(p + 1) % n]) for p in range(len(parts) - 1)]
+        priced = [self._prices(stage, each, travels) for stage, each in enumerate(stages)]
+        prices = [priced[p % n][p // n] for p in range(len(self.pieces))]
+        between = [[self._link(cluster, a, b) for b in sites] for a in sites]
+        sizes = [v.nbytes for v in self.sliced.graph.inputs]
+        for stage, seconds in enumerate(seconds_of(travels, sizes, devices, between)):
+            prices[stage] = replace(prices[stage], before=prices[stage].before + seconds)
+            prices[stage] = replace(prices[stage], after=prices[stage].after + seconds)
+        links = [between[p % n][(p + 1) % n] for p in range(len(parts) - 1)]
         transfers = tuple(
             (
                 link.latency + a.sent_bytes(backward=False) / link.bandwidth,
@@ -137,7 +145,7 @@ class Pipeline:
             self.graph.fingerprint,
             self.schedule,
             tuple(each.plan for each in parts),
-            prices,
+            tuple(prices),
             transfers,
             self.cuts,
             tuple(site.first for site in sites),
@@ -148,11 +156,11 @@ class Pipeline:
     def _link(cluster: Cluster, a: Site, b: Site) -> Any:
         return cluster.link_between(a.first, b.first + b.n_devices - 1)
 
-    def _fitting(self, stage: int, planner: Planner, site: Site, budget: int) -> list[Parts]:
+    def _fitting(self, stage: int, planner: Planner, site: Site, budget: int, travels: Sequence[Travel]) -> list[Parts]:
         """The pieces of a stage, planned so that what it holds in all fits: the fastest, else with less memory each."""
         pieces = self.pieces[stage :: self.schedule.n_stages]
         parts = [self._parts(piece, planner(piece, site.where, NO_LIMIT, site.rent)) for piece in pieces]
-        least = held = self._held(stage, parts)
+        least = held = self._held(stage, parts, travels)
         low, high = 0, max(each.plan.memory.peak for each in parts)
         limit = int(AIM * high * budget / held)
         for _ in range(ATTEMPTS):
@@ -164,7 +172,7 @@ class Pipeline:
                 low = limit
             else:
                 parts, high = list(map(self._parts, pieces, plans)), limit
-                held = self._held(stage, parts)
+                held = self._held(stage, parts, travels)
                 least = min(least, held)
             limit = (low + high) // 2 if low else int(AIM * limit * budget / held)
         if held <= budget:
@@ -176,9 +184,14 @@ class Pipeline:
             "jax.checkpoint around the blocks."
         )
 
-    def _held(self, stage: int, parts: Sequence[Parts]) -> int:
+    def _held(self, stage: int, parts: Sequence[Parts], travels: Sequence[Travel]) -> int:
         """The most that a device of a stage holds."""
-        return stage_peak(self.schedule, stage, [each.price(self.schedule.n_microbatches) for each in parts])
+        return stage_peak(self.schedule, stage, self._prices(stage, parts, travels))
+
+    def _prices(self, stage: int, parts: Sequence[Parts], travels: Sequence[Travel]) -> list[Price]:
+        """Of the pieces of a stage, with what it holds of arrays that travel."""
+        first, *others = (each.price(self.schedule.n_microbatches) for each in parts)
+        return [holding(first, travels, stage, parts), *others]
 
     def parts(self, plans: Sequence[Plan]) -> list[Parts]:
         """What runs when in each piece."""

@@ -8,7 +8,9 @@ import pytest
 import autosharding as asd
 from autosharding.capture import capture
 from autosharding.pipeline.slices import in_slices
+from autosharding.pipeline.travel import Travel, seconds_of, travels_of
 from autosharding.run_graph import Plain
+from cost_model import Link
 
 LAYERS, WIDTH, BATCH, VOCABULARY, RATE = 4, 16, 8, 12, 0.1
 
@@ -134,3 +136,26 @@ def test_layers_that_stages_cannot_share_equally():
     one, many = trained(jax.jit(step), state, 2), trained(run, state, 2)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), one, many)
     assert many[0][0]["w"].sharding == run.shardings(state, tokens)[0][0]["w"]
+
+
+@pytest.mark.parametrize("layers", [LAYERS, 6])
+def test_slices_that_travel_are_priced(layers):
+    run = asd.parallelize(step, stages=4, microbatches=4)
+    program, graph = run.program(*arguments(layers)), run.graph(*arguments(layers))
+    pipeline, plan = program.pipeline, program.plan
+    travels = travels_of(pipeline.sliced, pipeline.pieces, [p.topology.n_devices for p in plan.plans])
+    weights = [p.indices for v, p in zip(graph.inputs, pipeline.sliced.inputs, strict=True) if len(v.shape) == 3]
+    assert {w in [t.inputs for t in travels] for w in weights} == {layers % 4 > 0}
+    parts = pipeline.parts(plan.plans)
+    for stage, (priced, own) in enumerate(zip(plan.prices, parts, strict=True)):
+        held = sum(t.held([own]) for t in travels if t.first == stage)
+        travelling = any(stage in t.stages and stage != t.first for t in travels)
+        assert priced.state_bytes - own.price(4).state_bytes == held
+        assert (priced.before > own.price(4).before) == (priced.after > own.price(4).after) == travelling
+
+
+def test_slices_leave_their_stage_one_after_another():
+    link = Link(bandwidth=1e3, latency=0.5)
+    travels = [Travel(range(3), (0, 1, 2)), Travel(range(3, 6), (0, 0, 1))]
+    found = seconds_of(travels, [1000, 1000, 2000, 500, 500, 500], [2, 1, 2], [[link] * 3] * 3)
+    assert found == [0.0, pytest.approx(1.5 + 1.5 + 1.0), pytest.approx(1.5 + 1.5)]
