@@ -457,10 +457,15 @@ def _planned(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planne
     """The plan the user brought, or a new one for the devices at hand."""
     devices = _devices(options)
     if isinstance(options.plan, PipelinePlan):
-        own = options.plan.independent
-        cuts = options.plan.cuts
+        told = options.plan
         pipeline = pipelined(
-            traced.graph, traced.state, options.plan.schedule, cuts, independent=own, donated=traced.donated
+            traced.graph,
+            traced.state,
+            told.schedule,
+            told.cuts,
+            independent=told.independent,
+            donated=traced.donated,
+            slices=told.slices,
         )
         pipeline.check(options.plan)
         return _Planned(options.plan, pipeline)

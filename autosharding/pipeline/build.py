@@ -150,6 +150,7 @@ class Pipeline:
             self.cuts,
             tuple(site.first for site in sites),
             self.independent,
+            self.sliced.pieces,
         )
 
     @staticmethod
@@ -247,6 +248,7 @@ def pipelined(
     *,
     independent: bool = False,
     donated: frozenset[int] = frozenset(),
+    slices: int | None = None,
 ) -> Pipeline:
     """Cut a step into the pieces of a schedule.
 
@@ -257,12 +259,13 @@ def pipelined(
         cuts: as in `Pipeline`; None: pieces as alike as the program allows.
         independent: whether a microbatch may take the statistics of its own examples for those of the batch.
         donated: inputs whose buffers their new state takes over.
+        slices: into how many pieces loops over layers can be cut; None: as many as the schedule has.
 
     Raises:
         MicrobatchError: where the batch cannot be cut.
         StageError: where the program cannot be cut.
     """
-    sliced = in_slices(graph, state, donated, schedule.n_pieces)
+    sliced = in_slices(graph, state, donated, slices or schedule.n_pieces)
     forward = forward_of(sliced, schedule.n_microbatches, independent=independent)
     starts = forward.even(schedule.n_pieces) if cuts is None else cuts
     return cut(sliced, forward, schedule, starts, independent=independent)

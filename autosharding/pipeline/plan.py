@@ -21,7 +21,7 @@ from stage_dp import SCHEDULES, Price, Schedule, Timeline, chrome_trace, interle
 from stage_dp.text import show_bytes, show_seconds
 
 FORMAT = "autosharding-pipeline"
-VERSION = 2
+VERSION = 3
 
 RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved", "zero-bubble")
 """The schedules that can be run."""
@@ -44,6 +44,7 @@ class PipelinePlan:
         cuts: where the pieces begin among the units that a cut parts, and the number of these.
         firsts: number of the first device of each stage; it has those that follow.
         independent: whether each microbatch takes the statistics of its own examples for those of the batch.
+        slices: into how many pieces loops over layers were to be cut; more than there are, where stages are uneven.
     """
 
     name: str
@@ -54,7 +55,8 @@ class PipelinePlan:
     transfers: tuple[tuple[float, float], ...]
     cuts: tuple[int, ...]
     firsts: tuple[int, ...]
-    independent: bool = False
+    independent: bool
+    slices: int
 
     @property
     def microbatches(self) -> int:
@@ -100,6 +102,7 @@ class PipelinePlan:
             "cuts": list(self.cuts),
             "firsts": list(self.firsts),
             "independent": self.independent,
+            "slices": self.slices,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -176,6 +179,7 @@ def pipeline_from_json(data: Mapping[str, Any]) -> PipelinePlan:
             tuple(map(int, data["cuts"])),
             tuple(map(int, data["firsts"])),
             bool(data["independent"]),
+            int(data["slices"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"The file says it is a pipeline's plan, and cannot be read: {error!r}.") from error

@@ -14,11 +14,12 @@ from jax.sharding import NamedSharding
 from autosharding.errors import MeshMismatch, UnsupportedProgram
 from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
-from autosharding.pipeline.build import Pipeline, equal_sites, pipelined
+from autosharding.pipeline.build import Pipeline
 from autosharding.pipeline.plan import PipelinePlan, schedule_of
 from autosharding.pipeline.runner import Runner
 from autosharding.pipeline.stacks import Stack
 from autosharding.pipeline.stages import StageSearch
+from autosharding.pipeline.transfer import channel_between
 from stage_dp import NoStages
 
 PER_STAGE = (1, 2, 4, 8)
@@ -58,19 +59,9 @@ def plan_pipeline(
 def _alike(
     search: StageSearch, stages: int, microbatches: int | Literal["auto"], chunks: int
 ) -> tuple[Pipeline, PipelinePlan]:
-    """Pieces as alike as the program allows, on equal groups of devices."""
-    graph, state = search.graph, search.state
-    sites = equal_sites(search.cluster, stages)
-    best: tuple[Pipeline, PipelinePlan] | None = None
-    for m in _numbers(graph, state, stages) if microbatches == "auto" else [microbatches]:
-        search.tell(f"planning {stages} stages and {m} microbatches")
-        schedule = schedule_of(search.schedule, stages, m, chunks)
-        pipeline = pipelined(graph, state, schedule, independent=search.independent, donated=search.donated)
-        plan = pipeline.plan(search.cluster, sites, search.planner, search.memory)
-        if best is None or plan.seconds < best[1].seconds:
-            best = pipeline, plan
-    assert best is not None
-    return best
+    """The fastest of pieces as alike as the program allows, on equal groups of devices."""
+    numbers = _numbers(search.graph, search.state, stages) if microbatches == "auto" else [microbatches]
+    return min((search.alike(stages, m, chunks) for m in numbers), key=lambda found: found[1].seconds)
 
 
 def _numbers(graph: Graph, state: Mapping[int, int], stages: int) -> list[int]:
@@ -88,10 +79,13 @@ class PipelineProgram:
         plan: its plan.
         traced: the step as the public face traced it.
         devices: all of them, the first stage's first.
+        channel: what brings arrays from stage to stage; see `channel_between`.
     """
 
-    def __init__(self, pipeline: Pipeline, plan: PipelinePlan, traced: Any, devices: Sequence[Any]) -> None:
-        self.pipeline, self.plan, self.traced, self.devices = pipeline, plan, traced, devices
+    def __init__(
+        self, pipeline: Pipeline, plan: PipelinePlan, traced: Any, devices: Sequence[Any], channel: str = "auto"
+    ) -> None:
+        self.pipeline, self.plan, self.traced, self.devices, self.channel = pipeline, plan, traced, devices, channel
 
     compiled = None
 
@@ -109,7 +103,8 @@ class PipelineProgram:
                 f"The plan is for at least {max(map(sum, zip(self.plan.firsts, sizes, strict=True)))} devices, here "
                 f"are {len(self.devices)}."
             )
-        return self.pipeline.runner(self.plan, stages)
+        between = channel_between([d for stage in stages for d in stage], self.channel)
+        return self.pipeline.runner(self.plan, stages, between)
 
     @cached_property
     def stacks(self) -> Mapping[int, Stack]:

@@ -36,6 +36,7 @@ class InSlices:
         donated: inputs whose buffers their new state takes over, of the graph on slices.
         inputs: where each input of the step is among those of the graph on slices.
         outputs: likewise of its results.
+        pieces: into how many pieces it was to be cut.
     """
 
     graph: Graph
@@ -43,6 +44,7 @@ class InSlices:
     donated: frozenset[int]
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
+    pieces: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def in_slices(graph: Graph, state: Mapping[int, int], donated: Set[int], pieces:
     ins = _places(layers, graph.inputs, [i in cut for i in range(len(graph.inputs))])
     outs = _places(layers, graph.outputs, [state.get(o) in cut for o in range(len(graph.outputs))])
     if not layers.loops:
-        return InSlices(graph, state, frozenset(donated), ins, outs)
+        return InSlices(graph, state, frozenset(donated), ins, outs, pieces)
     made = from_jaxpr(
         _jax.trace(
             lambda *leaves: _InSlices(layers).leaves(leaves, ins, outs),
@@ -93,7 +95,8 @@ def in_slices(graph: Graph, state: Mapping[int, int], donated: Set[int], pieces:
     made = replace(made, constants=(*graph.constants, *made.constants))
     pairs = [(ins[i], outs[o]) for o, i in state.items()]
     new_state = {o: i for a, b in pairs for i, o in zip(a.indices, b.indices, strict=True)}
-    return InSlices(made, new_state, frozenset(i for k in donated for i in ins[k].indices), ins, outs)
+    given = frozenset(i for k in donated for i in ins[k].indices)
+    return InSlices(made, new_state, given, ins, outs, pieces)
 
 
 def _places(layers: Layers, atoms: Sequence[Atom], cut: Sequence[bool]) -> tuple[Place, ...]:

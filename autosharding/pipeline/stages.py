@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from autosharding.errors import Infeasible, MicrobatchError
+from autosharding.errors import Infeasible, MicrobatchError, StageError
 from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
-from autosharding.pipeline.build import Pipeline, Planner, Site, cut, forward_of
+from autosharding.pipeline.build import Pipeline, Planner, Site, cut, equal_sites, forward_of, pipelined
 from autosharding.pipeline.forward import Forward
 from autosharding.pipeline.plan import PipelinePlan, schedule_of
 from autosharding.pipeline.prices import Pricer, Table
 from autosharding.pipeline.slices import InSlices, in_slices
+from autosharding.pipeline.travel import travels_of
 from cost_model import Cluster, Torus
 from stage_dp import Layers, NoStages, Stage, Stages, Submesh, split_layers, submesh_shapes
 
@@ -32,8 +33,12 @@ MANY = 4
 SPREAD = 2
 """Sizes of submeshes so far apart are looked at first, and priced on both sides of the best of them."""
 
+MOST_SLICES = 16
+"""Pieces into which loops over layers are cut where any number of stages may be best."""
+
 GAIN = 0.99
-"""Another number of microbatches is tried while the last takes at most so many times the seconds of the one before."""
+"""Another number of microbatches is tried while the last takes at most so many times the seconds of the one before.
+Loops over layers are cut more finely than stages need where that takes at most so many times the seconds."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class StageSearch:
         independent: whether a microbatch may take the statistics of its own examples for those of the batch.
         donated: inputs whose buffers their new state takes over.
         tell: called with a line of text at each number of microbatches.
+        slices: into how many pieces loops over layers can be cut; None: as many as there are stages, else many.
     """
 
     graph: Graph
@@ -92,6 +98,7 @@ class StageSearch:
     independent: bool
     donated: frozenset[int]
     tell: Callable[[str], None]
+    slices: int | None = None
 
     def found(self, microbatches: int | Literal["auto"]) -> Candidate:
         """The stages that the prices promise most of.
@@ -100,7 +107,12 @@ class StageSearch:
             NoStages: where the program has no layers to make so many stages of, or nothing fits by the prices.
             MicrobatchError: where the batch cannot be cut so.
         """
-        return self._fastest() if microbatches == "auto" else self.candidate(microbatches)
+        best = self._fastest() if microbatches == "auto" else self.candidate(microbatches)
+        count = len(best.stages.stages)
+        if count in (1, best.sliced.pieces) or best.sliced.graph is self.graph:
+            return best
+        alike = replace(self, slices=count).candidate(best.stages.microbatches, best.table.layers.submeshes)
+        return alike if alike.stages.seconds <= best.stages.seconds / GAIN else best
 
     def candidate(self, microbatches: int, submeshes: Sequence[Submesh] | None = None) -> Candidate:
         """The best stages for a number of microbatches, on some of the submeshes or all."""
@@ -124,8 +136,9 @@ class StageSearch:
 
     @cached_property
     def sliced(self) -> InSlices:
-        """The step, its loops over layers taken apart for so many stages."""
-        return in_slices(self.graph, self.state, self.donated, self.n_stages or 1)
+        """The step, its loops over layers taken apart: for so many stages, else for as many as there may be."""
+        many = min(MOST_SLICES, self.cluster.n_devices)
+        return in_slices(self.graph, self.state, self.donated, self.slices or self.n_stages or many)
 
     def _split(self, layers: Layers) -> Stages:
         """The best stages; where their number is asked for, on all devices, else on less than all each."""
@@ -243,11 +256,37 @@ class StageSearch:
     # ---- planned ---------------------------------------------------------------------------------------------
 
     def planned(self, found: Candidate) -> tuple[Pipeline, PipelinePlan]:
-        """The stages, cut and planned; where they do not fit, those for which the table promises that less is held.
+        """The stages, cut and planned; equal ones, where slices of arrays would travel to these and that costs more.
 
         Raises:
             Infeasible: where none are found that fit.
         """
+        pipeline, plan = self._planned(found)
+        stages = plan.schedule.n_stages
+        sizes = [each.topology.n_devices for each in plan.plans]
+        if self.cluster.n_devices % stages or not travels_of(pipeline.sliced, pipeline.pieces, sizes):
+            return pipeline, plan
+        try:
+            return min((pipeline, plan), self.alike(stages, plan.microbatches), key=lambda each: each[1].seconds)
+        except (StageError, Infeasible):
+            return pipeline, plan
+
+    def alike(self, stages: int, microbatches: int, chunks: int = 1) -> tuple[Pipeline, PipelinePlan]:
+        """Pieces as alike as the program allows, on equal groups of devices.
+
+        Raises:
+            StageError: where devices, program and schedule do not go together.
+            MicrobatchError: where the batch cannot be cut.
+            Infeasible: where it does not fit.
+        """
+        self.tell(f"planning {stages} equal stages and {microbatches} microbatches")
+        sites = equal_sites(self.cluster, stages)
+        schedule = schedule_of(self.schedule, stages, microbatches, chunks)
+        pipeline = pipelined(self.graph, self.state, schedule, independent=self.independent, donated=self.donated)
+        return pipeline, pipeline.plan(self.cluster, sites, self.planner, self.memory)
+
+    def _planned(self, found: Candidate) -> tuple[Pipeline, PipelinePlan]:
+        """The stages, cut and planned; where they do not fit, those for which the table promises that less is held."""
         layers = found.table.layers
         assert layers.memory is not None
         reason: Infeasible | None = None

@@ -1,5 +1,7 @@
 """Loops over layers in a pipeline: cut by slices, whose arrays stay on their stages."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,14 @@ import pytest
 
 import autosharding as asd
 from autosharding.capture import capture
+from autosharding.pipeline.build import cut, equal_sites, forward_of, pipelined
+from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.slices import in_slices
 from autosharding.pipeline.travel import Travel, seconds_of, travels_of
+from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
-from cost_model import Link
+from cost_model import Cluster, Link
+from stage_dp import one_f_one_b
 
 LAYERS, WIDTH, BATCH, VOCABULARY, RATE = 4, 16, 8, 12, 0.1
 
@@ -61,6 +67,11 @@ def graph_of(fn, *args):
     leaves, tree = jax.tree.flatten(args)
     graph = capture(lambda *xs: jax.tree.leaves(fn(*jax.tree.unflatten(tree, xs))), leaves)
     return graph, leaves, {i: i for i in range(len(leaves) - 1)}
+
+
+def planner(piece, where, memory, rent=0.0):
+    devices = {"cluster": where} if isinstance(where, Cluster) else {"topology": where}
+    return plan_graph(piece.graph, **devices, state=piece.state, streams=piece.streams, memory=memory, rent=rent)
 
 
 def slices_of(x, place):
@@ -159,3 +170,34 @@ def test_slices_leave_their_stage_one_after_another():
     travels = [Travel(range(3), (0, 1, 2)), Travel(range(3, 6), (0, 0, 1))]
     found = seconds_of(travels, [1000, 1000, 2000, 500, 500, 500], [2, 1, 2], [[link] * 3] * 3)
     assert found == [0.0, pytest.approx(1.5 + 1.5 + 1.0), pytest.approx(1.5 + 1.5)]
+
+
+@pytest.mark.parametrize("layers", [4, pytest.param(6, marks=pytest.mark.slow)])
+def test_loops_are_cut_where_any_number_of_stages_may_be_best(layers, tmp_path):
+    """Where a collective takes a second to start, stages are best."""
+    cluster = Cluster.parse("cpu:4")
+    slow = replace(cluster, wiring=replace(cluster.wiring, start=1.0))
+    state, tokens = arguments(layers)
+    given = {"devices": jax.devices()[:4], "microbatches": 4}
+    run = asd.parallelize(step, stages="auto", cluster=slow, **given)
+    plan = run.plan(state, tokens)
+    assert plan.schedule.n_stages > 1
+    one, many = trained(jax.jit(step), state, 2), trained(run, state, 2)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), one, many)
+    plan.save(tmp_path / "plan.json")
+    again = asd.parallelize(step, plan=asd.load_plan(tmp_path / "plan.json"), **given)
+    assert again.plan(state, tokens) == plan
+
+
+def test_uneven_slices_are_told_by_the_plan():
+    """Where a stage has slices that others have not as many of, its plan says how finely the loop was cut."""
+    graph, _, state = graph_of(step, *arguments(6))
+    cluster = Cluster.parse("cpu:2")
+    sliced = in_slices(graph, state, frozenset(), 6)
+    forward = forward_of(sliced, 2)
+    starts = layers_of(forward)
+    pipeline = cut(sliced, forward, one_f_one_b(2, 2), [0, starts[2], starts[-1]], independent=False)
+    plan = pipeline.plan(cluster, equal_sites(cluster, 2), planner, None)
+    assert plan.slices == 6
+    told = pipelined(graph, state, plan.schedule, plan.cuts, slices=plan.slices)
+    told.check(plan)
