@@ -29,6 +29,7 @@ from autosharding.graph import Graph
 from autosharding.leaves import Result, Structure, new_states, shape_of, take_apart, take_result, with_fixed
 from autosharding.microbatch import Microbatches, microbatched, planned
 from autosharding.pipeline import (
+    CHANNELS,
     OnceForSame,
     Piece,
     Pipeline,
@@ -70,6 +71,7 @@ class Options:
     stages: int | Literal["auto"] = 1
     schedule: str = "1f1b"
     chunks: int = 1
+    channel: str = "auto"
     constraints: Mapping[str, PartitionSpec] | None = None
     plan: Plan | PipelinePlan | None = None
     donate: tuple[int | str, ...] = ()
@@ -422,7 +424,7 @@ class _Planned:
             return Program(replace(traced, graph=self.what), self.plan, options)
         assert isinstance(self.plan, PipelinePlan)
         assert isinstance(self.what, Pipeline)
-        return PipelineProgram(self.what, self.plan, traced, _devices(options))
+        return PipelineProgram(self.what, self.plan, traced, _devices(options), options.channel)
 
 
 def _agreed(traced: Traced, arrays: Sequence[Any], options: Options) -> _Planned:
@@ -610,6 +612,7 @@ def parallelize(
     stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
     chunks: int = 1,
+    channel: str = "auto",
     constraints: Mapping[str, PartitionSpec] | None = None,
     plan: Plan | PipelinePlan | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -649,6 +652,9 @@ def parallelize(
             stages that is predicted to be faster than one mesh; devices may then be left out.
         schedule: of the stages: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
         chunks: pieces for each stage, with "interleaved".
+        channel: what brings arrays from stage to stage: "device_put", "permute" (a collective over the devices of both
+            ends, as all others a part of `jax.distributed`) or "transfer" (JAX's transfer server, which opens a port of
+            its own). "auto" takes device_put, between CPUs of several processes the transfer server.
         constraints: path of an argument -> `PartitionSpec`. Paths are written as in `plan.inputs`:
             "[0].params['w']", or with the argument's name, "state.params['w']"; also the start of paths, or a pattern
             with `*`.
@@ -676,6 +682,7 @@ def parallelize(
             stages=stages,
             schedule=schedule,
             chunks=chunks,
+            channel=channel,
             constraints=constraints,
             plan=plan,
             donate_argnums=donate_argnums,
@@ -687,6 +694,8 @@ def parallelize(
         )
     if method not in METHODS:
         raise AutoshardingError(f"There is no method {method!r}. The methods are {', '.join(METHODS)}.")
+    if channel not in CHANNELS:
+        raise AutoshardingError(f"There is no channel {channel!r}. The channels are {', '.join(CHANNELS)}.")
     if microbatch_semantics not in ("whole", "independent"):
         raise MicrobatchError(f"microbatch_semantics={microbatch_semantics!r} is neither 'whole' nor 'independent'.")
     names = _parameters(fn)
@@ -704,6 +713,7 @@ def parallelize(
             stages=stages,
             schedule=schedule,
             chunks=chunks,
+            channel=channel,
             constraints=constraints,
             parameters=names,
             plan=plan,

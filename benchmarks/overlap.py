@@ -1,6 +1,6 @@
 """Whether the stages of a pipeline work at the same time: three processes, and ops that only wait.
 
-python benchmarks/overlap.py
+python benchmarks/overlap.py [--channel permute]
 
 Each of three layers waits 50 ms in its forward pass and 50 ms in its backward pass, for every microbatch of six. One
 after another that is 1.8 s; stages that overlap fully take (microbatches + stages - 1) times a forward and a backward
@@ -60,7 +60,7 @@ def train_step(weights: list[jax.Array], x: jax.Array) -> tuple[list[jax.Array],
     return [w - 0.1 * g for w, g in zip(weights, gradients, strict=True)], value
 
 
-def work(address: str, index: int, repetitions: int) -> None:
+def work(address: str, index: int, repetitions: int, channel: str) -> None:
     """Be one of the processes."""
     jax.distributed.initialize(address, STAGES, index)
     asd.rule(
@@ -69,7 +69,7 @@ def work(address: str, index: int, repetitions: int) -> None:
         run=lambda _, x: [jax.pure_callback(slept, jax.ShapeDtypeStruct(x.shape, x.dtype), x)],
         flops=lambda _: WAIT_FLOPS,
     )
-    step = asd.parallelize(train_step, stages=STAGES, microbatches=MICROBATCHES)
+    step = asd.parallelize(train_step, stages=STAGES, microbatches=MICROBATCHES, channel=channel)
     x = np.ones((2 * MICROBATCHES, WIDTH), np.float32)
     weights = step.init(lambda: [jnp.eye(WIDTH)] * STAGES, rest=(x,))
     weights, _ = step(weights, x)
@@ -81,9 +81,8 @@ def work(address: str, index: int, repetitions: int) -> None:
         seconds.append(time.perf_counter() - begin)
     if index == 0:
         ideal, median = (MICROBATCHES + STAGES - 1) * 2 * WAIT, statistics.median(seconds)
-        print(
-            f"jax {jax.__version__}: {repetitions} steps of {MICROBATCHES} microbatches on {STAGES} processes", end=": "
-        )
+        print(f"jax {jax.__version__}: {repetitions} steps of {MICROBATCHES} microbatches", end=" ")
+        print(f"on {STAGES} processes, {channel}", end=": ")
         print(
             f"median {median * 1e3:.0f} ms, {median / ideal:.3f} x ideal, worst {max(seconds) * 1e3:.0f} ms", end="; "
         )
@@ -94,16 +93,18 @@ def main() -> None:
     """Start the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=200)
+    parser.add_argument("--channel", default="transfer", help="or permute: what brings arrays from stage to stage")
     parser.add_argument("--address", help=argparse.SUPPRESS)
     parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.index is not None:
-        work(options.address, options.index, options.repetitions)
+        work(options.address, options.index, options.repetitions, options.channel)
         return
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     own = [sys.executable, __file__, "--address", address, "--repetitions", str(options.repetitions)]
+    own += ["--channel", options.channel]
     workers = [subprocess.Popen([*own, "--index", str(i)]) for i in range(STAGES)]
     if any([w.wait() for w in workers]):
         raise SystemExit("a process failed; see above")

@@ -3,7 +3,8 @@
 Nothing is marked in the step. Loops over layers are taken apart (`slices`). Layers are found, by cuts where little is
 sent (`layers`), and priced (`prices`); which of them make a stage, and on which devices, is what the prices promise
 most of (`stages`). The forward pass is cut there, all else follows its data (`assign`). Each piece is a graph of its
-own (`piece`), planned as any graph is; its programs run parts of that one plan (`programs`), task by task (`runner`).
+own (`piece`), planned as any graph is; its programs run parts of that one plan (`programs`), task by task (`runner`),
+and what one makes for another goes over a channel: `channel` within a process, `transfer` and `permute` between them.
 """
 
 from autosharding.pipeline.build import Pipeline as Pipeline
@@ -20,8 +21,10 @@ from autosharding.pipeline.same import OnceForSame as OnceForSame
 from autosharding.pipeline.spread import bring as bring
 from autosharding.pipeline.spread import spread as spread
 from autosharding.pipeline.stages import StageSearch as StageSearch
+from autosharding.pipeline.transfer import CHANNELS as CHANNELS
 
 __all__ = [
+    "CHANNELS",
     "RUNNABLE",
     "OnceForSame",
     "Piece",

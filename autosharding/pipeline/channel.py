@@ -144,6 +144,32 @@ class _Put:
         return x if self.route.arrive is None else self.route.arrive(x)
 
 
+class KeyWire:
+    """A wire for typed keys, which go as their words.
+
+    Args:
+        make: (the words, how they arrive) -> the wire for them.
+        came, to: as of `Channel.wire`.
+    """
+
+    def __init__(
+        self, make: Callable[[jax.ShapeDtypeStruct, NamedSharding], Wire], came: jax.ShapeDtypeStruct, to: NamedSharding
+    ) -> None:
+        assert isinstance(came.sharding, NamedSharding)
+        arrives = words_of(came, to).sharding
+        assert isinstance(arrives, NamedSharding)
+        self.dtype, self.lies = came.dtype, to
+        self.words = make(words_of(came, came.sharding), arrives)
+
+    def put(self, x: Any | None) -> None:
+        """Send keys."""
+        self.words.put(None if x is None else jax.random.key_data(x))
+
+    def get(self) -> Any:
+        """The next keys."""
+        return keys_of(self.words.get(), self.dtype, self.lies)
+
+
 def absent(like: Any, sharding: NamedSharding) -> Any:
     """An array on devices of which this process has none."""
     if is_key(like.dtype):

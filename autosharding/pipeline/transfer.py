@@ -18,18 +18,31 @@ import jax
 from jax.experimental import transfer
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from autosharding.keys import is_key, keys_of, words_of
-from autosharding.pipeline.channel import Channel, DevicePut, Wire, absent, devices_of, route
+from autosharding.keys import is_key
+from autosharding.pipeline.channel import Channel, DevicePut, KeyWire, Wire, absent, devices_of, route
+from autosharding.pipeline.permute import Permute
 from autosharding.processes import gather, processes_of
 
 PLACES = 40
 """Bits of a message's number that count the messages of one wire to one process; the rest says which."""
 
 
-def channel_between(devices: Iterable[Any]) -> Channel:
-    """What brings arrays from one of the devices to another, whose ever they are; all processes call it alike."""
+CHANNELS = ("auto", "device_put", "permute", "transfer")
+"""What can be asked for."""
+
+
+def channel_between(devices: Iterable[Any], means: str = "auto") -> Channel:
+    """What brings arrays from one of the devices to another, whose ever they are; all processes call it alike.
+
+    Args:
+        devices: of all stages.
+        means: one of `CHANNELS`; "auto": by `jax.device_put` within a process and between accelerators, by the transfer
+            server between CPUs of several processes, where it needs no order and lets both ends go on.
+    """
     every = tuple(devices)
-    if len(processes_of(every)) == 1 or every[0].platform != "cpu":
+    if means == "permute":
+        return Permute()
+    if means == "device_put" or len(processes_of(every)) == 1 or (means == "auto" and every[0].platform != "cpu"):
         return DevicePut()
     return _transfer(every)
 
@@ -55,7 +68,7 @@ class Transfer:
         """A wire."""
         self.wires += 1
         if is_key(came.dtype):
-            return _KeyWire(self, came, to)
+            return KeyWire(lambda words, arrives: _Pulled(self, words, arrives, exact=True), came, to)
         return _Pulled(self, came, to, exact=exact)
 
     def number(self, process: int) -> int:
@@ -132,22 +145,3 @@ class _Pulled:
             self.came.shape, self.route.over, [there[d] for d in self.order], dtype=self.came.dtype
         )
         return x if self.route.arrive is None else self.route.arrive(x)
-
-
-class _KeyWire:
-    """A wire for typed keys, which go as their words."""
-
-    def __init__(self, channel: Transfer, came: jax.ShapeDtypeStruct, to: NamedSharding) -> None:
-        assert isinstance(came.sharding, NamedSharding)
-        arrives = words_of(came, to).sharding
-        assert isinstance(arrives, NamedSharding)
-        self.dtype, self.lies = came.dtype, to
-        self.words = _Pulled(channel, words_of(came, came.sharding), arrives, exact=True)
-
-    def put(self, x: Any | None) -> None:
-        """Send keys."""
-        self.words.put(None if x is None else jax.random.key_data(x))
-
-    def get(self) -> Any:
-        """The next keys."""
-        return keys_of(self.words.get(), self.dtype, self.lies)

@@ -55,7 +55,8 @@ def check(processes, devices, ways):
 
 
 def test_two_processes():
-    check(2, 1, [{}, {"stages": 2, "microbatches": 4}, {"memory": "100B"}])
+    stages = {"stages": 2, "microbatches": 4}
+    check(2, 1, [{}, stages, {**stages, "channel": "permute"}, {"memory": "100B"}])
 
 
 @pytest.mark.slow
@@ -64,6 +65,6 @@ def test_more_of_them(processes, devices):
     interleaved = {"stages": 2, "microbatches": 2, "schedule": "interleaved", "chunks": 2}
     zero_bubble = {"stages": 4, "microbatches": 8, "schedule": "zero-bubble"}
     fsdp = {"stages": 2, "microbatches": 2, "method": "fsdp"}
-    check(
-        processes, devices, [{}, {"method": "fsdp"}, {"stages": 4, "microbatches": 4}, interleaved, zero_bubble, fsdp]
-    )
+    permute = {"stages": 2, "microbatches": 4, "channel": "permute"}
+    many = {"stages": 4, "microbatches": 4}
+    check(processes, devices, [{}, {"method": "fsdp"}, many, interleaved, zero_bubble, fsdp, permute])
