@@ -70,7 +70,7 @@ class Options:
     microbatch_semantics: str = "whole"
     stages: int | Literal["auto"] = 1
     schedule: str = "1f1b"
-    chunks: int = 1
+    chunks: int | None = None
     channel: str = "auto"
     constraints: Mapping[str, PartitionSpec] | None = None
     plan: Plan | PipelinePlan | None = None
@@ -536,7 +536,7 @@ def _fastest(
         search = _search(traced, cluster, options, None)
         found = search.found(options.microbatches)
         large = len(traced.graph.ops) > LARGE
-        if len(found.stages.stages) == 1 or found.one_mesh <= found.stages.seconds * (SURE if large else 1):
+        if len(found.stages.stages) == 1 or found.one_mesh <= found.seconds * (SURE if large else 1):
             return one_mesh()
         pipeline, plan = search.planned(found)
     except (NoStages, StageError, MicrobatchError, Infeasible):
@@ -558,7 +558,7 @@ def _pipeline_for(traced: Traced, cluster: Cluster, options: Options, stages: in
             "chosen with its plan; a mesh or constraints can be given for one stage only."
         )
     search = _search(traced, cluster, options, stages)
-    pipeline, plan = plan_pipeline(search, stages, options.microbatches, options.chunks)
+    pipeline, plan = plan_pipeline(search, stages, options.microbatches)
     return _Planned(plan, pipeline)
 
 
@@ -590,6 +590,7 @@ def _search(traced: Traced, cluster: Cluster, options: Options, stages: int | No
         options.microbatch_semantics == "independent",
         traced.donated,
         options.progress or (lambda _: None),
+        chunks=options.chunks,
     )
 
 
@@ -611,7 +612,7 @@ def parallelize(
     microbatch_semantics: str = "whole",
     stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
-    chunks: int = 1,
+    chunks: int | None = None,
     channel: str = "auto",
     constraints: Mapping[str, PartitionSpec] | None = None,
     plan: Plan | PipelinePlan | None = None,
@@ -650,8 +651,11 @@ def parallelize(
             stages are of the layers, and on the groups of devices, that are best by these prices. Where there are fewer
             layers than stages they are as alike as the program allows, on equal groups. "auto" takes any number of
             stages that is predicted to be faster than one mesh; devices may then be left out.
-        schedule: of the stages: "gpipe", "1f1b", "1f1b-eager", "interleaved" or "zero-bubble".
-        chunks: pieces for each stage, with "interleaved".
+        schedule: of the stages: "gpipe", "1f1b", "1f1b-eager", "interleaved", "zero-bubble", or "auto", the one that
+            the prices promise most of. A step without a backward pass takes its microbatches through one after
+            another; its stages are those with the highest throughput or, with "latency", those that a microbatch
+            passes soonest.
+        chunks: pieces for each stage, with "interleaved"; by default as many as are best by the prices.
         channel: what brings arrays from stage to stage: "device_put", "permute" (a collective over the devices of both
             ends, as all others a part of `jax.distributed`) or "transfer" (JAX's transfer server, which opens a port of
             its own). "auto" takes device_put, between CPUs of several processes the transfer server.
@@ -737,7 +741,7 @@ def plan(
     microbatch_semantics: str = "whole",
     stages: int | Literal["auto"] = 1,
     schedule: str = "1f1b",
-    chunks: int = 1,
+    chunks: int | None = None,
     constraints: Mapping[str, PartitionSpec] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     static_argnums: int | Sequence[int] = (),

@@ -67,8 +67,10 @@ MicrobatchesOption = Annotated[
 StagesOption = Annotated[
     str, typer.Option(help="stages of a pipeline; auto takes the fastest by the prices of the layers, or one mesh")
 ]
-ScheduleOption = Annotated[str, typer.Option(help=f"of the stages: {', '.join(RUNNABLE)}")]
-ChunksOption = Annotated[int, typer.Option(min=1, help="pieces for each stage, with --schedule interleaved")]
+ScheduleOption = Annotated[str, typer.Option(help=f"of the stages: {', '.join(RUNNABLE)}, or auto")]
+ChunksOption = Annotated[
+    int | None, typer.Option(min=1, help="pieces for each stage, with --schedule interleaved; else the best number")
+]
 DonateOption = Annotated[bool, typer.Option(help="let new state take the buffers of the old")]
 
 
@@ -82,7 +84,7 @@ def plan(
     microbatches: MicrobatchesOption = "auto",
     stages: StagesOption = "1",
     schedule: ScheduleOption = "1f1b",
-    chunks: ChunksOption = 1,
+    chunks: ChunksOption = None,
     batch: BatchOption = None,
     sequence: SequenceOption = None,
     remat: RematOption = True,
@@ -160,7 +162,7 @@ def verify(
     microbatches: MicrobatchesOption = "auto",
     stages: StagesOption = "1",
     schedule: ScheduleOption = "1f1b",
-    chunks: ChunksOption = 1,
+    chunks: ChunksOption = None,
     batch: BatchOption = None,
     sequence: SequenceOption = None,
     remat: RematOption = True,

@@ -23,17 +23,20 @@ SHARES = 8
 """Steps in which the memory that each stage of a group may hold is cut down from all to an equal part."""
 
 
-def split_interleaved(layers: Layers, n_stages: int | None, ceiling: float) -> Stages | None:
+def split_interleaved(
+    layers: Layers, n_stages: int | None, ceiling: float, n_chunks: int | None = None
+) -> Stages | None:
     """The best split into `n_stages` groups (None: any number) that takes less than `ceiling` seconds.
 
     Tried are all submeshes that divide the devices into a number of groups that divides the microbatches, with
-    2 to `MOST_CHUNKS` stages each. Exact while the memory of a group, all its stages together, holds the best
-    split that each stage's memory by itself allows; else what each stage may hold is cut down until it does, and
-    `bound` tells what the best may be.
+    2 to `MOST_CHUNKS` stages each, or `n_chunks`. Exact while the memory of a group, all its stages together, holds
+    the best split that each stage's memory by itself allows; else what each stage may hold is cut down until it
+    does, and `bound` tells what the best may be.
     """
     best, bound = None, math.inf
     for k, groups in _groups(layers, n_stages):
-        for chunks in range(2, min(MOST_CHUNKS, layers.n_layers // groups) + 1):
+        most = layers.n_layers // groups
+        for chunks in range(2, min(MOST_CHUNKS, most) + 1) if n_chunks is None else [n_chunks] * (n_chunks <= most):
             tasks = interleaved(groups, layers.microbatches, chunks)
             least, found = _split(layers, k, tasks, ceiling)
             bound = min(bound, least)

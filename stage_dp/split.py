@@ -17,15 +17,22 @@ from stage_dp.stages import Stage, Stages
 from stage_dp.submesh import place
 
 
-def split_layers(layers: Layers, schedule: str = "1f1b", n_stages: int | None = None, may_idle: bool = True) -> Stages:
+def split_layers(
+    layers: Layers,
+    schedule: str = "1f1b",
+    n_stages: int | None = None,
+    may_idle: bool = True,
+    n_chunks: int | None = None,
+) -> Stages:
     """The best split of `layers`; exact (see `objective` for what is minimised and `search` for how).
 
     schedule: gpipe, 1f1b, 1f1b-eager, zero-bubble, interleaved (see `interleave`); or latency, throughput for
     inference, which count forward seconds and one microbatch in flight. n_stages: exactly so many (groups of
     devices, if interleaved); free when None. may_idle: devices may be left out where that is faster, or nothing
-    else fits; else all are used. No split: `NoStages`.
+    else fits; else all are used. n_chunks: stages of each group where they are interleaved; None: as many as are
+    best. No split: `NoStages`.
     """
-    return split_best([layers], (schedule,), n_stages, may_idle)
+    return split_best([layers], (schedule,), n_stages, may_idle, n_chunks)
 
 
 def split_best(
@@ -33,6 +40,7 @@ def split_best(
     schedules: Sequence[str] = ("1f1b",),
     n_stages: int | None = None,
     may_idle: bool = True,
+    n_chunks: int | None = None,
 ) -> Stages:
     """The best split over several numbers of microbatches, each with prices of its own, and several schedules.
 
@@ -44,7 +52,7 @@ def split_best(
         layers.verify()
         for schedule in schedules:
             ceiling = math.inf if best is None else best.seconds
-            found = _best(layers, schedule, n_stages, may_idle, ceiling)
+            found = _best(layers, schedule, n_stages, may_idle, ceiling, n_chunks)
             if found is not None:
                 best = found
             elif best is None:
@@ -56,10 +64,12 @@ def split_best(
     return best
 
 
-def _best(layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, ceiling: float) -> Stages | None:
+def _best(
+    layers: Layers, schedule: str, n_stages: int | None, may_idle: bool, ceiling: float, n_chunks: int | None
+) -> Stages | None:
     """The best split for one schedule, if it takes less than `ceiling` seconds."""
     if schedule == "interleaved":
-        return split_interleaved(layers, n_stages, ceiling)
+        return split_interleaved(layers, n_stages, ceiling, n_chunks)
     if schedule == "zero-bubble" and n_stages is None:
         return _zero_bubble(layers, may_idle, ceiling)
     objective = objectives(layers, schedule, n_stages)[0]

@@ -10,6 +10,7 @@ from itertools import accumulate
 from autosharding.errors import StageError
 from autosharding.microbatch.label import Labels
 from autosharding.pipeline.units import Unit, is_whole, units_of
+from autosharding.planner.roles import roles
 from stage_dp import NoStages, cluster_layers
 
 SLACK = 0.05
@@ -42,9 +43,10 @@ class Forward:
 
     @cached_property
     def roots(self) -> Mapping[int, frozenset[int]]:
-        """Id of each value known before the loop -> the arrays of the state that it is made of."""
+        """Id of each value known before the loop -> the arrays of the state, or weights, that it is made of."""
         graph = self.labels.graph
-        states = {graph.inputs[i].id for i in self.state.values()}
+        kinds = enumerate(roles(graph, self.state))
+        states = {graph.inputs[i].id for i in (*self.state.values(), *(i for i, kind in kinds if kind == "parameter"))}
         found = {v.id: frozenset({v.id} if v.id in states and v.rank else ()) for v in graph.inputs}
         for u in self.units:
             above = frozenset().union(*(found.get(v, frozenset()) for v in u.reads if self.whole(v)))

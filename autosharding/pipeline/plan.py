@@ -26,6 +26,9 @@ VERSION = 3
 RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved", "zero-bubble")
 """The schedules that can be run."""
 
+FORWARD = "forward"
+"""The schedule of a step without a backward pass."""
+
 WIDTH = 100
 """Characters of a line of the chart."""
 
@@ -191,7 +194,7 @@ def schedule_of(name: str, n_stages: int, microbatches: int, chunks: int = 1) ->
     Raises:
         StageError: for an unknown name, or numbers that do not suit it.
     """
-    if name not in RUNNABLE or (chunks > 1) != (name == "interleaved"):
+    if name not in (*RUNNABLE, FORWARD) or (chunks > 1) != (name == "interleaved"):
         raise StageError(
             f"There is no schedule {name!r} of {chunks} chunks that can be run. The schedules are "
             f"{', '.join(RUNNABLE)}; of these interleaved takes 2 chunks or more."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,14 +12,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from autosharding.errors import MeshMismatch, UnsupportedProgram
+from autosharding.errors import MeshMismatch, StageError, UnsupportedProgram
 from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
 from autosharding.pipeline.build import Pipeline
-from autosharding.pipeline.plan import PipelinePlan, schedule_of
+from autosharding.pipeline.plan import FORWARD, RUNNABLE, PipelinePlan, schedule_of
 from autosharding.pipeline.runner import Runner
 from autosharding.pipeline.stacks import Stack
-from autosharding.pipeline.stages import StageSearch
+from autosharding.pipeline.stages import FEWEST_CHUNKS, INFERENCE, SEARCHED, StageSearch
 from autosharding.pipeline.transfer import channel_between
 from stage_dp import NoStages
 
@@ -27,33 +28,41 @@ PER_STAGE = (1, 2, 4, 8)
 
 
 def plan_pipeline(
-    search: StageSearch, stages: int, microbatches: int | Literal["auto"], chunks: int
+    search: StageSearch, stages: int, microbatches: int | Literal["auto"]
 ) -> tuple[Pipeline, PipelinePlan]:
     """The fastest pipeline of so many stages, by its simulated step.
 
-    Its layers are priced, and the stages are the best by these prices. Where there are fewer layers than stages, and
-    where each stage has several pieces, the pieces are as alike as the program allows, on equal groups of devices.
+    Its layers are priced, and the stages are the best by these prices. Where that cannot be, because there are fewer
+    layers than pieces, the pieces are as alike as the program allows, on equal groups of devices.
 
     Args:
         search: what is to be cut, and for what devices.
         stages: how many.
         microbatches: how many, or "auto".
-        chunks: pieces for each stage.
 
     Raises:
         StageError: where devices, program and schedule do not go together.
         MicrobatchError: where the batch cannot be cut.
         Infeasible: where it does not fit.
     """
-    if stages > 1 and chunks == 1:
-        schedule_of(search.schedule, stages, 1)
+    interleaves = search.trains and search.schedule == "interleaved"
+    chunks = search.chunks or (FEWEST_CHUNKS if interleaves else 1)
+    if search.trains and search.schedule in (FORWARD, *INFERENCE):
+        raise StageError(
+            f"The step {search.graph.name!r} has a backward pass, and {search.schedule!r} is for steps that have none. "
+            f"The schedules are {', '.join(RUNNABLE)}."
+        )
+    if search.schedule not in ("auto", *INFERENCE):
+        schedule_of(search.schedule, stages, stages, chunks)
+    if stages > 1:
         try:
             found = search.found(microbatches)
-        except NoStages:
-            pass
+        except NoStages as error:
+            search.tell(f"the stages are as alike as can be, not chosen by prices: {error}")
         else:
             return search.planned(found)
-    return _alike(search, stages, microbatches, chunks)
+    known = search if search.schedule != "auto" else replace(search, schedule=SEARCHED[0])
+    return _alike(known, stages, microbatches, chunks)
 
 
 def _alike(

@@ -13,7 +13,7 @@ from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
 from autosharding.pipeline.build import Pipeline, Planner, Site, cut, equal_sites, forward_of, pipelined
 from autosharding.pipeline.forward import Forward
-from autosharding.pipeline.plan import PipelinePlan, schedule_of
+from autosharding.pipeline.plan import FORWARD, PipelinePlan, schedule_of
 from autosharding.pipeline.prices import Pricer, Table
 from autosharding.pipeline.slices import InSlices, in_slices
 from autosharding.pipeline.travel import travels_of
@@ -22,6 +22,12 @@ from stage_dp import Layers, NoStages, Stage, Stages, Submesh, split_layers, sub
 
 SPLITS_BACKWARD = ("zero-bubble",)
 """Schedules in which weight gradients are tasks of their own."""
+
+SEARCHED = ("1f1b", "1f1b-eager", "interleaved", *SPLITS_BACKWARD)
+"""The schedules that are compared where none is asked for."""
+
+LATENCY, THROUGHPUT = INFERENCE = ("latency", "throughput")
+"""What stages are chosen for where the step has no backward pass: seconds of a microbatch, or between two."""
 
 MARGINS = (1.0, 0.94, 0.88, 0.8)
 """Shares of the memory that the table may fill, one after another, until the stages themselves fit."""
@@ -32,6 +38,9 @@ MANY = 4
 
 SPREAD = 2
 """Sizes of submeshes so far apart are looked at first, and priced on both sides of the best of them."""
+
+FEWEST_CHUNKS = 2
+"""Pieces of a stage that are interleaved, at least."""
 
 MOST_SLICES = 16
 """Pieces into which loops over layers are cut where any number of stages may be best."""
@@ -49,6 +58,11 @@ class Candidate:
     forward: Forward
     table: Table
     stages: Stages
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.stages.simulate().seconds if self.stages.schedule in INFERENCE else self.stages.seconds
 
     @property
     def one_mesh(self) -> float:
@@ -80,12 +94,14 @@ class StageSearch:
         cluster: all devices.
         planner: of pieces.
         n_stages: how many; None: any number.
-        schedule: of the stages.
+        schedule: of the stages; "auto": that of which the prices promise most. Of a step without a backward pass there
+            is one schedule, and the stages are those with the highest throughput, or with the least "latency".
         memory: bytes that a device may hold; None: its own less its reserve.
         independent: whether a microbatch may take the statistics of its own examples for those of the batch.
         donated: inputs whose buffers their new state takes over.
         tell: called with a line of text at each number of microbatches.
         slices: into how many pieces loops over layers can be cut; None: as many as there are stages, else many.
+        chunks: pieces of each stage, if interleaved; None: as many as are best.
     """
 
     graph: Graph
@@ -99,6 +115,7 @@ class StageSearch:
     donated: frozenset[int]
     tell: Callable[[str], None]
     slices: int | None = None
+    chunks: int | None = None
 
     def found(self, microbatches: int | Literal["auto"]) -> Candidate:
         """The stages that the prices promise most of.
@@ -112,40 +129,64 @@ class StageSearch:
         if count in (1, best.sliced.pieces) or best.sliced.graph is self.graph:
             return best
         alike = replace(self, slices=count).candidate(best.stages.microbatches, best.table.layers.submeshes)
-        return alike if alike.stages.seconds <= best.stages.seconds / GAIN else best
+        return alike if alike.seconds <= best.seconds / GAIN else best
 
     def candidate(self, microbatches: int, submeshes: Sequence[Submesh] | None = None) -> Candidate:
         """The best stages for a number of microbatches, on some of the submeshes or all."""
         self.tell(f"pricing layers for {microbatches} microbatches")
-        pricer = self._pricer(microbatches)
-        table = pricer.table(self.cluster, submeshes or self.submeshes, self.memory)
-        return Candidate(self.sliced, pricer.forward, table, self._split(table.layers))
+        found: list[Candidate] = []
+        reasons: list[NoStages] = []
+        for name in self._schedules:
+            pricer = self._pricer(microbatches, name in SPLITS_BACKWARD)
+            table = pricer.table(self.cluster, submeshes or self.submeshes, self.memory)
+            try:
+                found.append(Candidate(self.sliced, pricer.forward, table, self._split(table.layers, name)))
+            except NoStages as error:
+                reasons.append(error)
+        if not found:
+            raise reasons[0]
+        return min(found, key=lambda one: one.stages.simulate().seconds) if len(found) > 1 else found[0]
 
-    def _pricer(self, microbatches: int) -> Pricer:
-        """Prices the layers for a number of microbatches."""
-        if microbatches not in self._pricers:
-            forward = forward_of(self.sliced, microbatches, independent=self.independent)
-            known = next(iter(self._pricers.values()), None)
-            splits = self.schedule in SPLITS_BACKWARD
-            self._pricers[microbatches] = Pricer(forward, self.planner, splits_backward=splits, like=known)
-        return self._pricers[microbatches]
+    @property
+    def _schedules(self) -> tuple[str, ...]:
+        """The schedules to choose from, or what to choose stages for."""
+        if not self.trains:
+            return (LATENCY if self.schedule == LATENCY else THROUGHPUT,)
+        return SEARCHED if self.schedule == "auto" else (self.schedule,)
 
     @cached_property
-    def _pricers(self) -> dict[int, Pricer]:
+    def trains(self) -> bool:
+        """Whether the step has a backward pass."""
+        return any(op.phase == "backward" for op in self.graph.ops)
+
+    def _pricer(self, microbatches: int, splits: bool) -> Pricer:
+        """Prices the layers for a number of microbatches."""
+        if (microbatches, splits) not in self._pricers:
+            known = next(iter(self._pricers.values()), None)
+            same = next((p for (m, _), p in self._pricers.items() if m == microbatches), None)
+            independent = self.independent
+            forward = same.forward if same else forward_of(self.sliced, microbatches, independent=independent)
+            self._pricers[microbatches, splits] = Pricer(forward, self.planner, splits_backward=splits, like=known)
+        return self._pricers[microbatches, splits]
+
+    @cached_property
+    def _pricers(self) -> dict[tuple[int, bool], Pricer]:
         return {}
 
     @cached_property
     def sliced(self) -> InSlices:
         """The step, its loops over layers taken apart: for so many stages, else for as many as there may be."""
         many = min(MOST_SLICES, self.cluster.n_devices)
-        return in_slices(self.graph, self.state, self.donated, self.slices or self.n_stages or many)
+        if self.n_stages is not None:
+            many = self.n_stages * (self.chunks or (FEWEST_CHUNKS if self.schedule in ("interleaved", "auto") else 1))
+        return in_slices(self.graph, self.state, self.donated, self.slices or many)
 
-    def _split(self, layers: Layers) -> Stages:
+    def _split(self, layers: Layers, schedule: str) -> Stages:
         """The best stages; where their number is asked for, on all devices, else on less than all each."""
         if self.n_stages is not None:
-            return split_layers(layers, self.schedule, self.n_stages, may_idle=False)
+            return split_layers(layers, schedule, self.n_stages, may_idle=False, n_chunks=self.chunks)
         parts = {at: front for at, front in layers.fronts.items() if at[2] != _whole(layers)}
-        return split_layers(replace(layers, fronts=parts), self.schedule)
+        return split_layers(replace(layers, fronts=parts), schedule, n_chunks=self.chunks)
 
     @property
     def submeshes(self) -> tuple[Submesh, ...]:
@@ -172,7 +213,7 @@ class StageSearch:
                 except (NoStages, MicrobatchError) as error:
                     tried[i] = error
             found = tried[i]
-            return found.stages.seconds if isinstance(found, Candidate) else math.inf
+            return found.seconds if isinstance(found, Candidate) else math.inf
 
         seconds(at)
         for step in (1, -1):
@@ -181,16 +222,14 @@ class StageSearch:
                 if seconds(at) < math.inf and following > seconds(at) * GAIN:
                     break
                 at += step
-        best = min(
-            (f for f in tried.values() if isinstance(f, Candidate)), key=lambda f: f.stages.seconds, default=None
-        )
+        best = min((f for f in tried.values() if isinstance(f, Candidate)), key=lambda f: f.seconds, default=None)
         if best is None:
             raise next(e for e in tried.values() if isinstance(e, Exception))
         return best
 
     def _is_enough(self, found: Candidate | Exception) -> bool:
         """Whether one mesh is best: then microbatches are a matter of memory alone."""
-        return self.n_stages is None and isinstance(found, Candidate) and found.one_mesh <= found.stages.seconds
+        return self.n_stages is None and isinstance(found, Candidate) and found.one_mesh <= found.seconds
 
     def _near(self, known: Sequence[Candidate]) -> Sequence[Submesh]:
         """The submeshes worth pricing: those of the best stages so far, and the next in size."""
@@ -242,7 +281,9 @@ class StageSearch:
         """Seconds of a step in equal stages on such submeshes; inf where that cannot be."""
         self.tell(f"looking at {microbatches} microbatches on {submesh}")
         try:
-            return self._pricer(microbatches).promised(self.cluster, submesh, self.memory)
+            return self._pricer(microbatches, self._schedules[0] in SPLITS_BACKWARD).promised(
+                self.cluster, submesh, self.memory
+            )
         except MicrobatchError:
             return math.inf
 
@@ -266,13 +307,20 @@ class StageSearch:
         sizes = [each.topology.n_devices for each in plan.plans]
         if self.cluster.n_devices % stages or not travels_of(pipeline.sliced, pipeline.pieces, sizes):
             return pipeline, plan
+        schedule = plan.schedule
         try:
-            return min((pipeline, plan), self.alike(stages, plan.microbatches), key=lambda each: each[1].seconds)
+            equal = replace(self, schedule=schedule.name).alike(stages, plan.microbatches, schedule.n_chunks)
+            return min((pipeline, plan), equal, key=lambda each: each[1].seconds)
         except (StageError, Infeasible):
             return pipeline, plan
 
-    def alike(self, stages: int, microbatches: int, chunks: int = 1) -> tuple[Pipeline, PipelinePlan]:
+    def alike(self, stages: int, microbatches: int, chunks: int) -> tuple[Pipeline, PipelinePlan]:
         """Pieces as alike as the program allows, on equal groups of devices.
+
+        Args:
+            stages: how many.
+            microbatches: how many.
+            chunks: pieces of each stage.
 
         Raises:
             StageError: where devices, program and schedule do not go together.
@@ -281,7 +329,7 @@ class StageSearch:
         """
         self.tell(f"planning {stages} equal stages and {microbatches} microbatches")
         sites = equal_sites(self.cluster, stages)
-        schedule = schedule_of(self.schedule, stages, microbatches, chunks)
+        schedule = schedule_of(self.schedule if self.trains else FORWARD, stages, microbatches, chunks)
         pipeline = pipelined(self.graph, self.state, schedule, independent=self.independent, donated=self.donated)
         return pipeline, pipeline.plan(self.cluster, sites, self.planner, self.memory)
 
@@ -294,7 +342,7 @@ class StageSearch:
         for margin in MARGINS:
             try:
                 less = replace(layers, memory=int(layers.memory * margin))
-                stages = found.stages if margin == 1 else self._split(less)
+                stages = found.stages if margin == 1 else self._split(less, found.stages.schedule)
             except NoStages:
                 break
             if not any(stages.stages == t.stages for t in tried):
@@ -308,7 +356,8 @@ class StageSearch:
 
     def _built(self, found: Candidate, stages: Stages) -> tuple[Pipeline, PipelinePlan]:
         table, count = found.table, len(stages.stages) // stages.n_chunks
-        schedule = schedule_of(self.schedule, count, stages.microbatches, stages.n_chunks)
+        name = stages.schedule if self.trains else FORWARD
+        schedule = schedule_of(name, count, stages.microbatches, stages.n_chunks)
         cuts = [*(table.starts[s.first] for s in stages.stages), table.starts[-1]]
         sites = [self._site(table, s) for s in stages.stages[:count]]
         self.tell(f"planning {count} stages and {stages.microbatches} microbatches")

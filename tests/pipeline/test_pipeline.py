@@ -212,7 +212,7 @@ def test_the_public_face(tmp_path):
         ({"stages": 9}, "Numbers that do: 1, 2, 4, 8"),
         ({"stages": 2, "microbatches": 3}, "nearest number that does is 2"),
         ({"stages": 2, "schedule": "zero"}, "The schedules are gpipe, 1f1b"),
-        ({"stages": 2, "schedule": "interleaved"}, "takes 2 chunks or more"),
+        ({"stages": 2, "schedule": "interleaved", "chunks": 1}, "takes 2 chunks or more"),
         ({"stages": 2, "memory": "3KiB", "microbatches": 2}, "not fit"),
         ({"stages": 2, "mesh": {"x": 8}}, "one stage only"),
     ],

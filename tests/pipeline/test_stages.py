@@ -14,6 +14,7 @@ from autosharding.pipeline.parts import Parts
 from autosharding.pipeline.prices import Pricer, Way
 from autosharding.pipeline.same import OnceForSame
 from autosharding.pipeline.slices import in_slices
+from autosharding.pipeline.stages import SEARCHED
 from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from cost_model import Cluster
@@ -120,3 +121,33 @@ def test_stages_are_chosen_by_prices_and_replayed(tmp_path):
     (p, loss), (q, other) = jax.jit(step)(*args), run(*args)
     np.testing.assert_allclose(other, loss, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), p, q)
+
+
+def test_chunks_are_chosen_by_prices():
+    args = arguments(6, width=256, batch=64)
+    given = {"stages": 2, "microbatches": 4}
+    run = asd.parallelize(step, **given, schedule="interleaved", devices=jax.devices()[:2], cluster="cpu:2")
+    chosen = run.plan(*args)
+    assert chosen.schedule.n_chunks >= 2
+    fixed = asd.plan(step, *args, cluster="cpu:2", **given, schedule="interleaved", chunks=2)
+    assert fixed.schedule.n_chunks == 2
+    assert chosen.seconds <= fixed.seconds
+    (p, loss), (q, other) = jax.jit(step)(*args), run(*args)
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), p, q)
+
+
+def test_chunks_that_prices_cannot_choose_are_alike_and_it_is_said():
+    args, said = arguments(1), []
+    given = {"cluster": "cpu:2", "stages": 2, "microbatches": 2, "schedule": "interleaved", "chunks": 3}
+    assert asd.plan(step, *args, **given, progress=said.append).schedule.n_pieces == 6
+    assert any("not chosen by prices" in text for text in said)
+
+
+def test_the_schedule_is_chosen_by_prices():
+    args = arguments(6, width=256, batch=64)
+    given = {"cluster": "cpu:2", "stages": 2, "microbatches": 4}
+    found = {name: asd.plan(step, *args, **given, schedule=name) for name in (*SEARCHED, "auto")}
+    best = min((found[name] for name in SEARCHED), key=lambda plan: plan.seconds)
+    assert found["auto"].schedule.name == best.schedule.name
+    assert found["auto"].seconds == pytest.approx(best.seconds)
