@@ -9,6 +9,7 @@ import numpy as np
 
 from ilp.ascent import SETTLING, climb
 from ilp.clock import Clock
+from ilp.core import Cores
 from ilp.incumbent import Incumbent
 from ilp.kernel import below, pairs_left, restrict, seen_in
 from ilp.mip import entries
@@ -64,6 +65,7 @@ def close(
     clock: Clock,
     rng: np.random.Generator,
     oracle: Oracle | None,
+    cores: Cores | None,
     part: Part,
 ) -> float:
     """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
@@ -79,8 +81,8 @@ def close(
         if clock.over() or bound >= incumbent.cost:
             break
         if part != "prove" or not climbing:
-            stuck = 0 if _improve(relaxation, incumbent, clock, rng, part) else stuck + 1
-        if part != "prove" and stuck >= STUCK and clock.seconds is not None:
+            stuck = 0 if _improve(relaxation, incumbent, clock, rng, cores, part) else stuck + 1
+        if part != "prove" and cores is None and stuck >= STUCK and clock.seconds is not None:
             restart(relaxation, incumbent, clock, rng)
         climbing = _raise(relaxation, incumbent, clock, rng, part, climbing)
         if not clock.over():
@@ -158,8 +160,17 @@ def _settle(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
         clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
 
 
-def _improve(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part) -> bool:
-    """Excursions and descent from the incumbent; whether they led to a better choice."""
+def _improve(
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    cores: Cores | None,
+    part: Part,
+) -> bool:
+    """A core, or excursions and descent from the incumbent; whether they led to a better choice."""
+    if cores is not None:
+        return cores.improve()
     if incumbent.choice is None:
         return False
     before = incumbent.cost

@@ -8,7 +8,7 @@ import numpy as np
 
 from ilp.problem import Problem
 
-__all__ = ["Flat", "Rows", "flatten", "memory_rows"]
+__all__ = ["Flat", "Rows", "flatten", "memory_rows", "shares"]
 
 
 class Flat(NamedTuple):
@@ -31,6 +31,8 @@ class Flat(NamedTuple):
     """int64 [slots + 1]: where the slot's message begins in a flat vector of all messages."""
     pool: np.ndarray
     """float64: all distinct matrices, each in both orientations."""
+    weight: np.ndarray
+    """float64 [slots]: the share of the near node's cost that a sweep towards the far node takes along."""
 
 
 class Rows(NamedTuple):
@@ -62,8 +64,17 @@ def flatten(problem: Problem, big: float) -> tuple[Flat, np.ndarray]:
     slots = np.searchsorted(near[order], np.arange(nodes + 1))
     pool, begins = _pool(pairs, big)
     message = np.concatenate(([0], np.cumsum(sizes[near[order]])))
-    flat = Flat(at, slots.astype(np.int64), far[order], back, begins[order], message, pool)
+    weight = shares(slots, near[order], far[order], np.ones(len(order)))
+    flat = Flat(at, slots.astype(np.int64), far[order], back, begins[order], message, pool, weight)
     return flat, cost
+
+
+def shares(slots: np.ndarray, near: np.ndarray, far: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The weights of slots that stand for so many edges each: of all on one side of a node they are at most 1."""
+    n = len(slots) - 1
+    earlier = np.bincount(near, counts * (far < near), n)
+    later = np.bincount(near, counts * (far > near), n)
+    return counts / np.maximum(earlier, later)[near]
 
 
 def _simple(problem: Problem) -> dict[tuple[int, int], np.ndarray]:

@@ -64,7 +64,7 @@ def restrict(relaxation: Relaxation, allowed: np.ndarray) -> Reduced:
         relaxation.problem.limit,
     )
     reduced = presolve(problem)
-    return Reduced(reduced.small, lambda choice: kept.undo(taken, reduced.undo(choice)))
+    return Reduced(reduced.small, lambda choice: kept.undo(taken, reduced.undo(choice)), moments=reduced.moments)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from numba import njit
 
 from ilp.flat import Flat
 
-__all__ = ["marginals", "round_off", "sweep"]
+__all__ = ["marginals", "round_off", "sweep", "to_edges"]
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "arcp"}
 
@@ -58,15 +58,12 @@ def sweep(
     for step in range(nodes):
         u = step if forward else nodes - 1 - step
         lo, k = flat.at[u], flat.at[u + 1] - flat.at[u]
-        earlier = 0
         for i in range(k):
             here[i] = cost[lo + i]
         for slot in range(flat.slots[u], flat.slots[u + 1]):
             begin = flat.message[slot]
-            earlier += flat.far[slot] < u
             for i in range(k):
                 here[i] += messages[begin + i]
-        degree = flat.slots[u + 1] - flat.slots[u]
         if forward:
             done[u] = bound
         else:
@@ -78,11 +75,11 @@ def sweep(
             least = here[i] if here[i] < least else least
         bound += least
         future += least
-        weight = 1.0 / max(earlier, degree - earlier, 1)
         for slot in range(flat.slots[u], flat.slots[u + 1]):
             v = flat.far[slot]
             if (v > u) == forward:
                 begin = flat.message[slot]
+                weight = flat.weight[slot]
                 for i in range(k):
                     share[i] = weight * (here[i] - least) - messages[begin + i]
                 there = flat.message[flat.back[slot]]
@@ -91,6 +88,31 @@ def sweep(
                 bound += sent
                 pending[v] += sent
     return bound
+
+
+@njit(cache=True)
+def to_edges(flat: Flat, cost: np.ndarray, messages: np.ndarray) -> None:
+    """After a forward sweep: leave on the edges what their earlier nodes lent them for it.
+
+    The sum of each node's least cost and each edge's, with messages in, is then that sweep's bound: what no order of
+    the nodes is needed for. Sweeps from there, in any order, do not fall below it.
+    """
+    nodes = len(flat.at) - 1
+    here = np.empty(cost.size)
+    for u in range(nodes):
+        lo, k = flat.at[u], flat.at[u + 1] - flat.at[u]
+        for i in range(k):
+            here[i] = cost[lo + i]
+        for slot in range(flat.slots[u], flat.slots[u + 1]):
+            begin = flat.message[slot]
+            for i in range(k):
+                here[i] += messages[begin + i]
+        least = here[:k].min()
+        for slot in range(flat.slots[u], flat.slots[u + 1]):
+            if flat.far[slot] > u:
+                begin, weight = flat.message[slot], flat.weight[slot]
+                for i in range(k):
+                    messages[begin + i] -= weight * (here[i] - least)
 
 
 @njit(cache=True)

@@ -9,7 +9,7 @@ rotamer elimination applied to protein side-chains", Biophysical Journal 66, 199
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class Reduced:
     undo: Undo
     left: tuple[int, ...] = ()
     """Which node of the original each node of ``small`` is (but its last, which stands for what is settled)."""
+    moments: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Which time of the original each time of ``small`` is."""
 
 
 @collector_paused()
@@ -42,7 +44,7 @@ def presolve(problem: Problem, *, for_larger: bool = False) -> Reduced:
     except NothingLeft:
         return Reduced(None, lambda choice: choice)
     small, left = graph.small()
-    return Reduced(small, lambda choice: graph.undo(left, choice), left)
+    return Reduced(small, lambda choice: graph.undo(left, choice), left, graph.moments)
 
 
 def reduce(graph: Graph, for_larger: bool = False) -> None:

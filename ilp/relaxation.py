@@ -11,7 +11,7 @@ from ilp.clock import Clock
 from ilp.flat import Flat, Rows, flatten, memory_rows
 from ilp.forest import improve
 from ilp.memory import charge, held
-from ilp.messages import round_off, sweep
+from ilp.messages import round_off, sweep, to_edges
 from ilp.problem import Problem
 
 __all__ = ["Relaxation", "relax", "worth"]
@@ -70,6 +70,11 @@ class Relaxation:
             if clock.spent_out:
                 break
         return now
+
+    def lend(self) -> None:
+        """Sweep forward, and leave on the edges what nodes lent them: messages that hold for nodes in any order."""
+        sweep(self.flat, self.priced, self.messages, True, self.done, self.trial)
+        to_edges(self.flat, self.priced, self.messages)
 
     def secure(self, bound: float) -> float:
         """Take in a bound on the priced cost of every choice, at the present prices; return what it says of (1)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ilp.ascent import climb
 from ilp.clock import Clock
 from ilp.close import MIXES, close, fuse
+from ilp.core import Cores, is_large
 from ilp.engines import Stop
 from ilp.incumbent import Incumbent
 from ilp.mip import Answer, entries, exact
@@ -21,7 +22,7 @@ from ilp.prices import find_prices, find_prices_exactly
 from ilp.primal import first, read_around, repair, spread
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation, relax
-from ilp.ties import alike, tied, untied
+from ilp.ties import alike, copied, counted, tied, untied
 
 __all__ = ["Found", "search"]
 
@@ -30,6 +31,12 @@ TINY = 4_000
 
 NODES = 2_000
 """Branch-and-bound nodes of one exact program, where seconds are not limited."""
+
+TIED_SHARE = 0.5
+"""Of what is left of seconds or work, what the tied problem may take."""
+
+TIED_CLIMB = 0.5
+"""Share of that until which its prices are raised along the slope of the bound."""
 
 REPEATED = 1_000
 """Nodes from which identical layers are looked for."""
@@ -49,6 +56,12 @@ TIED_GAP = 3e-3
 FUSED_EACH = 3
 """Optima after which the choices seen are fused again."""
 
+CORES = 0.4
+"""Share of the clock until which cores and the whole are searched in turn."""
+
+CORE_SLOPE = 60
+"""Sweeps along the slope of the bound after that, before the first kernel."""
+
 CLIMB = {"all": 0.35, "improve": 0.3, "prove": 0.7}
 """Share of the clock until which prices are raised along the slope of the bound, before the first kernel."""
 
@@ -64,11 +77,12 @@ SWEEPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best choice of a small problem (None if none was found), a bound, and the price of a byte."""
+    """The best choice of a small problem (None if none was found), a bound, and its prices for memory."""
 
     choice: tuple[int, ...] | None
     bound: float
-    price: float = 0.0
+    prices: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Of a byte, at each of the problem's times."""
     seen: tuple[np.ndarray, ...] = ()
     """Other choices met, whether they fit or not: they tell the prices of memory the next time."""
 
@@ -104,30 +118,42 @@ def search(
     known = known or (_layers(relaxation, clock) if start is None and part != "improve" else [])
     for choice in known:
         incumbent.offer(relaxation, choice, clock)
-    if relaxation.best_prices.any():
-        _bound(relaxation, incumbent, clock, rng)
-        fuse(relaxation, incumbent, clock, part)
-        clock.tell("layers")
-    oracle = _prices(relaxation, incumbent, clock, rng, known, part) if limited else None
-    if limited and oracle is None:
-        climb(relaxation, incumbent, clock, rng, CLIMB[part], SLOPES[part])
+    oracle, cores = None, None
+    if is_large(problem):
+        cores = Cores(relaxation, incumbent, clock, _core)
+        cores.alternate(CORES)
+        if limited:
+            climb(relaxation, incumbent, clock, rng, CLIMB["prove"], CORE_SLOPE)
+    elif limited:
+        if relaxation.best_prices.any():
+            _bound(relaxation, incumbent, clock, rng)
+            fuse(relaxation, incumbent, clock, part)
+            clock.tell("layers")
+        oracle = _prices(relaxation, incumbent, clock, rng, known, part)
+        if oracle is None:
+            climb(relaxation, incumbent, clock, rng, CLIMB[part], SLOPES[part])
     _bound(relaxation, incumbent, clock, rng)
-    price = float(relaxation.best_prices.sum())
     if relaxation.bound > relaxation.big:
-        return Found(None, math.inf, price)
+        return Found(None, math.inf)
     if limited and part != "prove" and not clock.over(0.6):
         read_around(relaxation, incumbent, clock, rng)
     if incumbent.choice is None:
         repair(relaxation, incumbent, clock, rng)
-    bound = close(relaxation, incumbent, clock, rng, oracle, part)
+    bound = close(relaxation, incumbent, clock, rng, oracle, cores, part)
     choice = None if incumbent.choice is None else tuple(incumbent.choice.tolist())
-    return Found(choice, bound, price, tuple(incumbent.seen.values()))
+    return Found(choice, bound, relaxation.best_prices, tuple(incumbent.seen.values()))
 
 
 def _whole(problem: Problem, clock: Clock) -> tuple[tuple[int, ...] | None, float]:
     """Solve a problem without limit, for the oracle."""
     found = search(problem, clock, None)
     return found.choice, found.bound
+
+
+def _core(problem: Problem, clock: Clock) -> tuple[tuple[int, ...] | None, np.ndarray]:
+    """Search a core."""
+    found = search(problem, clock, None)
+    return found.choice, found.prices
 
 
 def _layers(whole: Relaxation, clock: Clock) -> list[np.ndarray]:
@@ -147,17 +173,26 @@ def _layers(whole: Relaxation, clock: Clock) -> list[np.ndarray]:
         small = tied(problem, classes)
     if classes.max() > TIED * len(classes):
         return []
-    inner = clock.inner(max(clock.gap, TIED_GAP) if len(whole.prices) else clock.gap, 0.5)
+    inner = clock.inner(max(clock.gap, TIED_GAP) if len(whole.prices) else clock.gap, TIED_SHARE)
     incumbent = Incumbent()
     relaxation = relax(small)
+    source = copied(whole.flat, relaxation.flat, classes)
+    relaxation.flat = counted(relaxation.flat, source)
     rng = np.random.default_rng(0)
-    if len(relaxation.prices):
+    limited = len(relaxation.prices) > 0
+    if is_large(small):
+        Cores(relaxation, incumbent, inner, _core).alternate(CORES)
+        if limited:
+            climb(relaxation, incumbent, inner, rng, TIED_CLIMB, SLOPES["all"])
+    elif limited:
         oracle = Oracle(relaxation, _whole, TIED_GAP)
         find_prices_exactly(relaxation, incumbent, inner, rng, oracle)
         if not oracle.quick:
             find_prices(relaxation, incumbent, inner, rng, list(incumbent.seen.values()))
     _bound(relaxation, incumbent, inner, rng)
-    whole.messages[:] = untied(whole.flat, relaxation.flat, classes, relaxation.messages)
+    relaxation.set_prices(relaxation.best_prices)
+    relaxation.lend()
+    whole.messages[:] = untied(whole.flat, relaxation.flat, source, relaxation.messages)
     if relaxation.best_prices.any():
         whole.set_prices(relaxation.best_prices)
         whole.ascend(1, clock)

@@ -160,5 +160,5 @@ def _solution(
         clock.spent,
         clock.done,
         problem.peak(choice)[0] if choice else 0,
-        found.price,
+        float(found.prices.sum()),
     )

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ilp.flat import Flat
+from ilp.flat import Flat, shares
 from ilp.problem import Edge, Memory, Problem
 
-__all__ = ["alike", "tied", "untied"]
+__all__ = ["alike", "copied", "counted", "tied", "untied"]
 
 
 def alike(problem: Problem, rounds: int) -> np.ndarray:
@@ -64,19 +64,31 @@ def tied(problem: Problem, classes: np.ndarray) -> Problem:
     return replace(problem, costs=tuple(costs), edges=tuple(edges), memory=memory)
 
 
-def untied(whole: Flat, small: Flat, classes: np.ndarray, messages: np.ndarray) -> np.ndarray:
+def copied(whole: Flat, small: Flat, classes: np.ndarray) -> np.ndarray:
+    """Of each slot of the whole problem, the slot of the tied one that it is a copy of; -1 within a class."""
+    n = len(small.at) - 1
+    there = np.repeat(np.arange(n), np.diff(small.slots)) * n + small.far
+    near = np.repeat(classes, np.diff(whole.slots))
+    source = np.searchsorted(there, near * n + classes[whole.far])
+    return np.where(near == classes[whole.far], -1, source)
+
+
+def counted(small: Flat, source: np.ndarray) -> Flat:
+    """The tied problem with weights that count of how many edges each of its edges is made (``source``: `copied`)."""
+    counts = np.bincount(source[source >= 0], minlength=len(small.far))
+    near = np.repeat(np.arange(len(small.at) - 1), np.diff(small.slots))
+    return small._replace(weight=shares(small.slots, near, small.far, counts.astype(np.float64)))
+
+
+def untied(whole: Flat, small: Flat, source: np.ndarray, messages: np.ndarray) -> np.ndarray:
     """Messages of the whole problem that those of the tied one say: each edge takes its share of what it stood in.
 
     Edges within a class get none. Any messages give a bound; these are near the best where layers are many.
     """
     out = np.zeros(int(whole.message[-1]))
-    n = len(small.at) - 1
-    there = np.repeat(np.arange(n), np.diff(small.slots)) * n + small.far
-    near = np.repeat(classes, np.diff(whole.slots))
-    here = near * n + classes[whole.far]
-    slots = np.flatnonzero(near != classes[whole.far])
-    source = np.searchsorted(there, here[slots])
-    copies = np.bincount(source, minlength=len(there))[source]
+    slots = np.flatnonzero(source >= 0)
+    source = source[slots]
+    copies = np.bincount(source, minlength=len(small.far))[source]
     sizes = np.diff(whole.message)[slots]
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     taken = messages[np.repeat(small.message[source], sizes) + within]
