@@ -30,7 +30,7 @@ MOST = 1_000_000
 LARGER = 2
 """Factor of that after a core that led to nothing better."""
 
-LARGE = 2
+LARGE = 8
 """How many times as many pairs as a core a problem has, for cores to be worth while."""
 
 SHARE = 0.1
