@@ -1,7 +1,7 @@
 """Stages by dynamic programming beside stages of equally many layers and stages of equal work, simulated.
 
-    python benchmarks/stage_splits.py [--model wresnet:4b] [--batch 1536] [--cluster v100:2x8] [--microbatches 32,128]
-        [--output benchmarks/stage_splits.md]
+    python benchmarks/stage_splits.py [--model wresnet:4b] [--batch 1536] [--cluster v100:2x8]
+        [--microbatches 24,32,64,128] [--output benchmarks/stage_splits.md]
 
 All three are splits of one price table, each stage on the logical mesh that is best for it. The rivals have as many
 stages as equal submeshes of the cluster allow, each number by itself: the best of them stands in the table too.
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--model", default="wresnet:4b")
     parser.add_argument("--batch", type=int, default=1536)
     parser.add_argument("--cluster", default="v100:2x8")
-    parser.add_argument("--microbatches", default="32,128", help="numbers, separated by commas")
+    parser.add_argument("--microbatches", default="24,32,64,128", help="numbers, separated by commas")
     parser.add_argument("--output", type=Path)
     o = parser.parse_args()
     text = "# Stages by prices\n\n`python benchmarks/stage_splits.py`; see its docstring for what is compared.\n"
