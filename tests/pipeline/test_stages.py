@@ -78,6 +78,8 @@ def test_a_range_costs_what_its_layers_cost():
         direct = Parts(pieces.pieces[1], plan, pieces.assignment.rounds).price(4)
         for name in ("forward", "backward", "after", "state_bytes"):
             assert getattr(price, name) == pytest.approx(getattr(direct, name), rel=0.03)
+        for in_flight in (1, 3):
+            assert price.bytes(in_flight) == pytest.approx(direct.bytes(in_flight), rel=0.03)
 
 
 def test_rent_buys_memory():
