@@ -58,12 +58,20 @@ class Timeline:
     @cached_property
     def seconds(self) -> float:
         """Of the whole step."""
-        return max(span.end for span in self.spans)
+        return max(span.end + self._left[span.task.stage] for span in self.spans)
+
+    @cached_property
+    def _left(self) -> tuple[float, ...]:
+        """Seconds per stage after the last microbatch that are no task's: where nothing is updated."""
+        stages = range(0 if self.schedule.trains else self.n_stages)
+        found = [sum(price.after for price in _pieces(self.schedule, self.prices, stage)) for stage in stages]
+        return tuple(found) or (0.0,) * self.n_stages
 
     @cached_property
     def busy(self) -> tuple[float, ...]:
-        """Seconds per stage in which one of its tasks runs, the work before the first microbatch included."""
-        busy = [sum(price.before for price in _pieces(self.schedule, self.prices, i)) for i in range(self.n_stages)]
+        """Seconds per stage in which it works, what comes before and after the microbatches included."""
+        before = (sum(p.before for p in _pieces(self.schedule, self.prices, i)) for i in range(self.n_stages))
+        busy = [a + b for a, b in zip(before, self._left, strict=True)]
         for span in self.spans:
             busy[span.task.stage] += span.end - span.start
         return tuple(busy)

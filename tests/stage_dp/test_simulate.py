@@ -14,6 +14,7 @@ from stage_dp import (
     Price,
     StageError,
     chrome_trace,
+    forward_only,
     gpipe,
     interleaved,
     one_f_one_b,
@@ -86,6 +87,9 @@ def by_longest_path(schedule, prices, transfers):
             if link in last_on_link:
                 graph.add_edge(last_on_link[link], move)
             last_on_link[link] = move
+        if not schedule.trains:
+            graph.add_node(("after", stage), seconds=sum(p.after for p in prices[stage :: schedule.n_stages]))
+            graph.add_edge(before, ("after", stage))
     end = {}
     for node in nx.topological_sort(graph):
         start = max((end[other] for other in graph.predecessors(node)), default=0.0)
@@ -158,6 +162,12 @@ def test_trace_is_what_perfetto_reads():
         by_thread[event["tid"]] = event["ts"] + event["dur"]
     counters = [event for event in events if event["ph"] == "C"]
     assert max(event["args"]["bytes"] for event in counters) == max(timeline.peak_bytes)
+
+
+def test_what_comes_after_the_microbatches_counts_without_a_backward_pass():
+    found = simulate(forward_only(2, 3), [Price(1.0, after=5.0), Price(1.0, after=2.0)])
+    assert found.seconds == max(3.0 + 5.0, 4.0 + 2.0)
+    assert found.busy == (8.0, 5.0)
 
 
 def test_prices_for_another_number_of_stages():
