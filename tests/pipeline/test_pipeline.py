@@ -88,6 +88,15 @@ def with_each(p, tokens):
     return jax.tree.map(lambda w, g: w - RATE * g, p, grads), value, each
 
 
+def apart(x, place):
+    """An array of a loop over layers in slices."""
+    return np.split(np.asarray(x), place.count, place.dim) if place.count > 1 else [x]
+
+
+def together(slices, place):
+    return np.concatenate([np.asarray(x) for x in slices], place.dim) if place.count > 1 else slices[0]
+
+
 def run(step, schedule, steps=2, method="auto"):
     """The largest difference, relative to each array's largest element, after some steps of feeding the state on."""
     p, tokens = arrays()
@@ -108,12 +117,14 @@ def run(step, schedule, steps=2, method="auto"):
     devices = jax.devices()
     runner = pipeline.runner(plan, [devices[i * per_stage :][:per_stage] for i in range(schedule.n_stages)])
     plain = jax.jit(Plain(graph).outputs)
-    one, many = list(leaves), list(leaves)
+    sliced, one, many = pipeline.sliced, list(leaves), list(leaves)
     worst = 0.0
     for seed in range(steps):
         batch = arrays(seed)[1]
         a = plain([*one[:n], batch, *graph.constants])
-        b = runner([*many[:n], batch, *graph.constants])
+        cut = [part for x, place in zip([*many[:n], batch], sliced.inputs, strict=True) for part in apart(x, place)]
+        made = runner([*cut, *sliced.graph.constants])
+        b = [together([made[k] for k in place.indices], place) for place in sliced.outputs]
         for x, y in zip(a, b, strict=True):
             scale = np.max(np.abs(x), initial=1e-6)
             worst = max(worst, float(np.max(np.abs(np.asarray(x) - np.asarray(y)), initial=0.0) / scale))
