@@ -5,6 +5,7 @@ sent (`layers`), and priced (`prices`); which of them make a stage, and on which
 most of (`stages`). The forward pass is cut there, all else follows its data (`assign`). Each piece is a graph of its
 own (`piece`), planned as any graph is; its programs run parts of that one plan (`programs`), task by task (`runner`),
 and what one makes for another goes over a channel: `channel` within a process, `transfer` and `permute` between them.
+Where stages share the slices of an array unequally, these travel in every step, at a price (`travel`).
 """
 
 from autosharding.pipeline.build import Pipeline as Pipeline
