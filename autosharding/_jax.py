@@ -228,8 +228,8 @@ def is_ordered_effect(effect: Any) -> bool:
     return "Ordered" in type(effect).__name__ or bool(getattr(effect, "ordered", False))
 
 
-def meet(name: str, seconds: int) -> None:
-    """Wait until all processes of `jax.distributed` have come to the place of this name, which none comes to twice."""
+def meet(name: str, seconds: int, processes: Sequence[int] | None = None) -> None:
+    """Wait until all processes of `jax.distributed`, or these, have come to a place, none of them twice."""
     client = distributed.global_state.client
     assert client is not None, "jax.distributed is not initialized"
-    client.wait_at_barrier(name, seconds * 1000)
+    client.wait_at_barrier(name, seconds * 1000, process_ids=None if processes is None else list(processes))

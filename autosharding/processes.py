@@ -6,6 +6,7 @@ All of them call the same function with devices of the same processes, and go on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from autosharding import _jax
+
+PATIENCE = 600
+"""Seconds that a process waits for the others."""
 
 
 def processes_of(devices: Sequence[Any]) -> tuple[int, ...]:
@@ -27,15 +33,41 @@ def has_some(devices: Iterable[Any]) -> bool:
 
 
 def in_turn(run: Callable[..., Any], devices: Iterable[Any]) -> Callable[..., Any]:
-    """A program on these devices, ended before the next is started where two at once could wait for each other.
+    """A program on these devices, begun by all of their processes together where it talks between them on CPUs.
 
-    That is where it talks between processes on CPUs: collectives of programs in flight at once may meet those of the
-    other one there.
+    There a program that waits for another process holds the threads by which its own sends what it offered. So all meet
+    when each has what it reads; and the program is ended before the next is started, since collectives of programs in
+    flight at once may meet those of the other one.
     """
     devices = tuple(devices)
-    if len(processes_of(devices)) == 1 or devices[0].platform != "cpu":
+    processes = processes_of(devices)
+    if len(processes) == 1 or devices[0].platform != "cpu":
         return run
-    return lambda *args: jax.block_until_ready(run(*args))
+
+    def together(*args: Any) -> Any:
+        jax.block_until_ready(args)
+        _meetings(processes).meet()
+        return jax.block_until_ready(run(*args))
+
+    return together
+
+
+class _Meetings:
+    """Places where the same processes meet, one after another."""
+
+    def __init__(self, processes: tuple[int, ...]) -> None:
+        self.processes = processes
+        self.held = 0
+
+    def meet(self) -> None:
+        """Go on when all have come."""
+        self.held += 1
+        _jax.meet(f"autosharding {self.processes} {self.held}", PATIENCE, self.processes)
+
+
+@functools.cache
+def _meetings(processes: tuple[int, ...]) -> _Meetings:
+    return _Meetings(processes)
 
 
 def leads(devices: Sequence[Any]) -> bool:

@@ -39,8 +39,11 @@ class Wire(Protocol):
 class Channel(Protocol):
     """Makes wires. All processes ask for the same ones in the same order."""
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
-        """A wire for arrays as `came`, with its sharding, that are wanted as `to`: just so, or only on its devices."""
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True, lent: bool = False) -> Wire:
+        """A wire for arrays as `came`, with its sharding, that are wanted as `to`: just so, or only on its devices.
+
+        What is lent may be donated to a program as soon as it is put.
+        """
         ...
 
 
@@ -108,26 +111,26 @@ class DevicePut:
     It returns at once where every piece that arrives is a piece that was there, as on a `Route`.
     """
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True, lent: bool = False) -> Wire:
         """A wire."""
-        return _Put(came, to, exact)
+        return _Put(came, to, exact, lent)
 
 
 class _Put:
-    def __init__(self, came: jax.ShapeDtypeStruct, to: NamedSharding, exact: bool) -> None:
+    def __init__(self, came: jax.ShapeDtypeStruct, to: NamedSharding, exact: bool, lent: bool) -> None:
         self.came = came
         assert isinstance(came.sharding, NamedSharding)
         self.route = route(came.sharding, to, len(came.shape), exact=exact)
         self.lies = self.route.over if self.route.arrive is None else to
         self.here = has_some(devices_of(to).flat)
-        self.within = came.sharding.is_fully_addressable and to.is_fully_addressable
+        self.waits = not lent and came.sharding.is_fully_addressable and to.is_fully_addressable
         self.queue: deque[Any] = deque()
 
     def put(self, x: Any | None) -> None:
         """Send an array."""
         if x is not None and self.route.leave is not None:
             x = self.route.leave(x)
-        if self.within:
+        if self.waits:
             self.queue.append(x)  # goes when it is wanted: until then it takes no room there
             return
         if x is None and not self.here:
@@ -139,7 +142,7 @@ class _Put:
     def get(self) -> Any:
         """The next array."""
         x = self.queue.popleft()
-        if self.within:
+        if self.waits:
             x = jax.device_put(x, self.route.over)
         return x if self.route.arrive is None else self.route.arrive(x)
 

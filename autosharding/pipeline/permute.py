@@ -28,11 +28,11 @@ class Permute:
     def __init__(self) -> None:
         self.in_flight: Any = ()
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True, lent: bool = False) -> Wire:
         """A wire."""
         assert isinstance(came.sharding, NamedSharding)
         if len(processes_of([*devices_of(came.sharding).flat, *devices_of(to).flat])) == 1:
-            return DevicePut().wire(came, to, exact=exact)
+            return DevicePut().wire(came, to, exact=exact, lent=lent)
         if is_key(came.dtype):
             return KeyWire(lambda words, arrives: PermutedWire(self, words, arrives, exact=True), came, to)
         return PermutedWire(self, came, to, exact=exact)

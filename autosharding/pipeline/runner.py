@@ -22,7 +22,7 @@ from autosharding.pipeline.channel import Channel, Wire, absent
 from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, WEIGHT, Key
 from autosharding.pipeline.programs import Program, Programs
 from autosharding.plan import AS_MADE
-from autosharding.processes import has_some, processes_of
+from autosharding.processes import has_some, in_turn, processes_of
 from stage_dp import Kind, Schedule
 
 _PARTS = {Kind.FORWARD: FORWARD, Kind.BACKWARD: BACKWARD, Kind.WEIGHT: WEIGHT}
@@ -150,7 +150,7 @@ class Runner:
             for i, port in enumerate(programs.parts.piece.inputs):
                 if port.kind == "after":
                     p, o = made[port.of]
-                    wire = self.channel.wire(self.pieces[p].output(o), programs.input_sharding(i))
+                    wire = self.channel.wire(self.pieces[p].output(o), programs.input_sharding(i), lent=True)
                     seen = programs.parts.graph.inputs[i].id, AS_MADE
                     hand = Hand(p, self.pieces[p].parts.output_key(o), to, seen, wire)
                     found.setdefault(self.rounds[port.of], []).append(hand)
@@ -231,7 +231,8 @@ class Runner:
             return x if here else None
         if isinstance(has, NamedSharding) and has.device_set != want.device_set and has.device_set in self.stages:
             leaves, wire = self._feed(k, x, piece, want)
-            wire.put(placing.brought(x, leaves) if has_some(has.device_set) else None)
+            bring = in_turn(placing.brought, has.device_set)
+            wire.put(bring(x, leaves) if has_some(has.device_set) else None)
             return wire.get() if here else None
         return placing.placed(x, want) if here else None
 
@@ -243,7 +244,7 @@ class Runner:
             stage = next(p.mesh for p in self.pieces if frozenset(p.mesh.devices.flat) == devices)
             leaves = next(read, NamedSharding(stage, PartitionSpec()))
             came = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaves)
-            self._feeds[k, piece, devices] = leaves, self.channel.wire(came, want)
+            self._feeds[k, piece, devices] = leaves, self.channel.wire(came, want, lent=True)
         return self._feeds[k, piece, devices]
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:

@@ -16,10 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from autosharding import _jax, placing
 from autosharding.pipeline.channel import Wire, absent
 from autosharding.pipeline.transfer import Transfer
-from autosharding.processes import has_some, processes_of
-
-PATIENCE = 600
-"""Seconds that an array may take from its devices to others."""
+from autosharding.processes import PATIENCE, has_some, processes_of
 
 
 def spread(tree: Any) -> Any:

@@ -3,7 +3,8 @@
 Every process has one. What is put into a wire is offered under a number that both ends know, tile by tile, and pulled
 by the process that wants it: neither waits for the other, and no order has to be kept between wires, as collectives
 would need. A tile is an array of one device at both ends, since an array pulled into another split than it was offered
-in comes out wrong.
+in comes out wrong. The server reads an array when it is pulled, which may be long after it was offered: of one that may
+be donated by then a copy is offered.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import transfer
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
@@ -64,12 +66,12 @@ class Transfer:
         self._connections: dict[int, Any] = {}
         self.wires = 0
 
-    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True) -> Wire:
+    def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True, lent: bool = False) -> Wire:
         """A wire."""
         self.wires += 1
         if is_key(came.dtype):
-            return KeyWire(lambda words, arrives: _Pulled(self, words, arrives, exact=True), came, to)
-        return _Pulled(self, came, to, exact=exact)
+            return KeyWire(lambda words, arrives: _Pulled(self, words, arrives, exact=True, lent=lent), came, to)
+        return _Pulled(self, came, to, exact=exact, lent=lent)
 
     def number(self, process: int) -> int:
         """Where the numbers begin of what the newest wire sends to a process."""
@@ -94,9 +96,11 @@ def _own_address(devices: Sequence[Any]) -> str:
 class _Pulled:
     """A wire between processes; what stays in one process is put there as `jax.device_put` does."""
 
-    def __init__(self, channel: Transfer, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool) -> None:
+    def __init__(
+        self, channel: Transfer, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool, lent: bool
+    ) -> None:
         assert isinstance(came.sharding, NamedSharding)
-        self.channel, self.came, me = channel, came, jax.process_index()
+        self.channel, self.came, self.lent, me = channel, came, lent, jax.process_index()
         self.route = route(came.sharding, to, len(came.shape), exact=exact)
         self.lies = self.route.over if self.route.arrive is None else to
         ends = list(zip(self.route.sources, devices_of(self.route.over).flat, strict=True))
@@ -127,7 +131,8 @@ class _Pulled:
         left: Any = x if self.route.leave is None else self.route.leave(x)
         tiles = {s.device: s.data for s in left.addressable_shards}
         for process, devices in self.offers.items():
-            self.channel.server.await_pull(self.to_process[process] + self.offered, [tiles[d] for d in devices])
+            offered = [jnp.copy(tiles[d]) if self.lent else tiles[d] for d in devices]
+            self.channel.server.await_pull(self.to_process[process] + self.offered, offered)
         self.offered += 1
         if self.own:
             self.queue.append([jax.device_put(tiles[a], b) for a, b in self.own])

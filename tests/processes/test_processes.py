@@ -42,21 +42,38 @@ def ran(processes, devices, ways):
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
-def check(processes, devices, ways):
-    plain, _ = run(jax.jit(train_step), init(jax.random.key(0)), STEPS)
-    for found in ran(processes, devices, ways):
+def check(processes, devices, ways, **how):
+    """Options of the step give the numbers of one device; `how` as for the worker's `born`."""
+    plain, state = run(jax.jit(train_step), init(jax.random.key(0)), how.get("steps", STEPS))
+    again, _ = run(jax.jit(train_step), state, 1)
+    for found in ran(processes, devices, [(way, how) for way in ways]):
         for each in found:
             if "error" in each:
                 assert each["error"] == "Infeasible"
                 assert "does not fit" in each["text"]
             else:
                 np.testing.assert_allclose(each["losses"], plain, rtol=1e-5)
+                np.testing.assert_allclose(each["again"], again, rtol=1e-5)
                 assert all(each.values())
 
 
 def test_two_processes():
     stages = {"stages": 2, "microbatches": 4}
     check(2, 1, [{}, stages, {**stages, "channel": "permute"}, {"memory": "100B"}])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channel", ["transfer", "permute"])
+def test_what_was_donated_is_not_sent(channel):
+    options = {"stages": 2, "microbatches": 4, "channel": channel, "donate_argnums": 0}
+    check(2, 1, [options], late=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channel", ["transfer", "permute"])
+def test_stages_of_several_processes_do_not_stand_still(channel):
+    options = {"stages": 2, "microbatches": 4, "channel": channel, "donate_argnums": 0}
+    check(4, 1, [options, {**options, "schedule": "zero-bubble"}], steps=100)
 
 
 @pytest.mark.slow
