@@ -62,13 +62,19 @@ LARGEST_GAP = 0.05
 
 
 def climb(
-    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, share: float, sweeps: int
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    share: float,
+    sweeps: int,
+    settling: int = SETTLING,
 ) -> None:
     """Raise the bound from the best prices on, until ``share`` of the clock, ``sweeps``, or nothing more is had."""
     moments = len(relaxation.prices)
     limit = max(relaxation.limit, 1)
     relaxation.set_prices(relaxation.best_prices)
-    relaxation.ascend(SETTLING, clock)
+    relaxation.ascend(settling, clock)
     mean, kept = np.zeros(moments), relaxation.messages.copy()
     base = relaxation.prices
     step, stalled, best, fresh = STEP, 0, -math.inf, True

@@ -43,6 +43,9 @@ FUSIONS = 4
 CLIMB = {"all": 50, "improve": 0, "prove": 200}
 """Sweeps along the slope of the bound between two kernels."""
 
+SETTLED = 4
+"""Sweeps before that, where a sweep takes long and nothing but cores was between."""
+
 FOLLOWED = 0.03
 """Share of the gap by which the other process's bound must be better for its prices to be taken over."""
 
@@ -84,7 +87,7 @@ def close(
             stuck = 0 if _improve(relaxation, incumbent, clock, rng, cores, part) else stuck + 1
         if part != "prove" and cores is None and stuck >= STUCK and clock.seconds is not None:
             restart(relaxation, incumbent, clock, rng)
-        climbing = _raise(relaxation, incumbent, clock, rng, part, climbing)
+        climbing = _raise(relaxation, incumbent, clock, rng, cores, part, climbing)
         if not clock.over():
             _mix(relaxation, incumbent, clock, rng, oracle, part, attempt)
         if clock.over():
@@ -119,14 +122,20 @@ def _late(clock: Clock, took: float) -> bool:
 
 
 def _raise(
-    relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.random.Generator, part: Part, climbing: bool
+    relaxation: Relaxation,
+    incumbent: Incumbent,
+    clock: Clock,
+    rng: np.random.Generator,
+    cores: Cores | None,
+    part: Part,
+    climbing: bool,
 ) -> bool:
     """Raise the bound, along the slope of the prices while that pays; return whether it still does."""
     if not climbing:
         _settle(relaxation, incumbent, clock)
         return False
     before, gap = relaxation.bound, incumbent.cost - relaxation.bound
-    climb(relaxation, incumbent, clock, rng, 1.0, CLIMB[part])
+    climb(relaxation, incumbent, clock, rng, 1.0, CLIMB[part], SETTLING if cores is None else SETTLED)
     return relaxation.bound - before > RESTING * gap
 
 

@@ -78,10 +78,12 @@ class Cores:
         for _ in range(ROUNDS):
             clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
             clock.tell("core")
+            gap = relative_gap(incumbent.cost, relaxation.bound)
+            if gap <= clock.gap:
+                break
+            self._next()
             if clock.over(share):
                 break
-            gap = relative_gap(incumbent.cost, relaxation.bound)
-            self._next()
             relaxation.ascend(SWEEPS, clock)
             if relative_gap(incumbent.cost, relaxation.bound) > (1 - WORTH) * gap:
                 break

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ilp.ascent import climb
+from ilp.ascent import SETTLING, climb
 from ilp.clock import Clock
 from ilp.close import MIXES, close, fuse
 from ilp.core import Cores, is_large
@@ -35,6 +35,9 @@ NODES = 2_000
 TIED_SHARE = 0.5
 """Of what is left of seconds or work, what the tied problem may take."""
 
+TIED_CORES = 0.3
+"""Share of that until which its cores and the whole of it are searched in turn."""
+
 TIED_CLIMB = 0.5
 """Share of that until which its prices are raised along the slope of the bound."""
 
@@ -59,8 +62,8 @@ FUSED_EACH = 3
 CORES = 0.4
 """Share of the clock until which cores and the whole are searched in turn."""
 
-CORE_SLOPE = 60
-"""Sweeps along the slope of the bound after that, before the first kernel."""
+CORE_SLOPE = 12, 0.7, 60
+"""After that, along the slope of the bound: sweeps to settle, the share of the clock until which, sweeps."""
 
 CLIMB = {"all": 0.35, "improve": 0.3, "prove": 0.7}
 """Share of the clock until which prices are raised along the slope of the bound, before the first kernel."""
@@ -122,20 +125,16 @@ def search(
     if is_large(problem):
         cores = Cores(relaxation, incumbent, clock, _core)
         cores.alternate(CORES)
-        if limited:
-            climb(relaxation, incumbent, clock, rng, CLIMB["prove"], CORE_SLOPE)
     elif limited:
-        if relaxation.best_prices.any():
-            _bound(relaxation, incumbent, clock, rng)
-            fuse(relaxation, incumbent, clock, part)
-            clock.tell("layers")
         oracle = _prices(relaxation, incumbent, clock, rng, known, part)
-        if oracle is None:
-            climb(relaxation, incumbent, clock, rng, CLIMB[part], SLOPES[part])
-    _bound(relaxation, incumbent, clock, rng)
+    if limited and oracle is None:
+        settling, until, sweeps = (SETTLING, CLIMB[part], SLOPES[part]) if cores is None else CORE_SLOPE
+        climb(relaxation, incumbent, clock, rng, until, sweeps, settling)
+    if not limited or cores is None:
+        _bound(relaxation, incumbent, clock, rng)
     if relaxation.bound > relaxation.big:
         return Found(None, math.inf)
-    if limited and part != "prove" and not clock.over(0.6):
+    if limited and cores is None and part != "prove" and not clock.over(0.6):
         read_around(relaxation, incumbent, clock, rng)
     if incumbent.choice is None:
         repair(relaxation, incumbent, clock, rng)
@@ -177,11 +176,11 @@ def _layers(whole: Relaxation, clock: Clock) -> list[np.ndarray]:
     incumbent = Incumbent()
     relaxation = relax(small)
     source = copied(whole.flat, relaxation.flat, classes)
-    relaxation.flat = counted(relaxation.flat, source)
+    relaxation.flat = counted(whole.flat, relaxation.flat, classes, source)
     rng = np.random.default_rng(0)
     limited = len(relaxation.prices) > 0
     if is_large(small):
-        Cores(relaxation, incumbent, inner, _core).alternate(CORES)
+        Cores(relaxation, incumbent, inner, _core).alternate(TIED_CORES)
         if limited:
             climb(relaxation, incumbent, inner, rng, TIED_CLIMB, SLOPES["all"])
     elif limited:
@@ -211,6 +210,10 @@ def _prices(
 
     The oracle comes back where it was of use.
     """
+    if relaxation.best_prices.any():
+        _bound(relaxation, incumbent, clock, rng)
+        fuse(relaxation, incumbent, clock, part)
+        clock.tell("layers")
     oracle = Oracle(relaxation, _whole, min(max(clock.gap / 10, 1e-5), 1e-3))
     if part != "improve" and (known or oracle.collapses()):
         find_prices_exactly(relaxation, incumbent, clock, rng, oracle, known)

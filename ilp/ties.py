@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ilp.flat import Flat, shares
+from ilp.flat import Flat
 from ilp.problem import Edge, Memory, Problem
 
 __all__ = ["alike", "copied", "counted", "tied", "untied"]
@@ -73,11 +73,22 @@ def copied(whole: Flat, small: Flat, classes: np.ndarray) -> np.ndarray:
     return np.where(near == classes[whole.far], -1, source)
 
 
-def counted(small: Flat, source: np.ndarray) -> Flat:
-    """The tied problem with weights that count of how many edges each of its edges is made (``source``: `copied`)."""
+def counted(whole: Flat, small: Flat, classes: np.ndarray, source: np.ndarray) -> Flat:
+    """The tied problem with the weights of its copies (``source``: `copied`).
+
+    Each copy of an edge takes along the same share of its node; the node of a class that has most edges on one side
+    spends all of itself there.
+    """
+    n = len(small.at) - 1
+    node = np.repeat(np.arange(len(classes)), np.diff(whole.slots))
+    earlier = classes[whole.far] < classes[node]
+    later = classes[whole.far] > classes[node]
+    sides = np.maximum(np.bincount(node, earlier, len(classes)), np.bincount(node, later, len(classes)))
+    most = np.ones(n)
+    np.maximum.at(most, classes, sides)
+    near = np.repeat(np.arange(n), np.diff(small.slots))
     counts = np.bincount(source[source >= 0], minlength=len(small.far))
-    near = np.repeat(np.arange(len(small.at) - 1), np.diff(small.slots))
-    return small._replace(weight=shares(small.slots, near, small.far, counts.astype(np.float64)))
+    return small._replace(weight=counts / (np.bincount(classes, minlength=n) * most)[near])
 
 
 def untied(whole: Flat, small: Flat, source: np.ndarray, messages: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_messages_of_tied_layers_bound_the_whole():
     clock = Clock(None, None, 1e-9)
     alone = relax(problem).ascend(10, clock)
     source = copied(whole.flat, small.flat, classes)
-    small.flat = counted(small.flat, source)
+    small.flat = counted(whole.flat, small.flat, classes, source)
     small.ascend(50, clock)
     small.lend()
     whole.messages[:] = untied(whole.flat, small.flat, source, small.messages)
