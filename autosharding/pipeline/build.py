@@ -20,6 +20,7 @@ from autosharding.pipeline.plan import PipelinePlan
 from autosharding.pipeline.programs import Programs
 from autosharding.pipeline.runner import Runner
 from autosharding.pipeline.slices import InSlices, in_slices
+from autosharding.pipeline.tally import price_of
 from autosharding.pipeline.transfer import channel_between
 from autosharding.pipeline.travel import Travel, holding, seconds_of, travels_of
 from autosharding.plan import Plan
@@ -191,7 +192,7 @@ class Pipeline:
 
     def _prices(self, stage: int, parts: Sequence[Parts], travels: Sequence[Travel]) -> list[Price]:
         """Of the pieces of a stage, with what it holds of arrays that travel."""
-        first, *others = (each.price(self.schedule.n_microbatches) for each in parts)
+        first, *others = (price_of(each, self.schedule.n_microbatches) for each in parts)
         return [holding(first, travels, stage, parts), *others]
 
     def parts(self, plans: Sequence[Plan]) -> list[Parts]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import NamedTuple
 
 from autosharding import graph as region
@@ -17,10 +16,8 @@ from autosharding.graph import Atom, Graph, Op, Value
 from autosharding.pipeline.piece import Piece, Port
 from autosharding.pipeline.units import spans
 from autosharding.plan import AS_MADE, Plan
-from autosharding.planner.account import Account, Alive
-from autosharding.planner.liveness import is_elementwise, liveness
+from autosharding.planner.liveness import is_elementwise
 from autosharding.spec import Spec
-from stage_dp import Price
 
 Key = tuple[int, int]
 """(value id, copy or `AS_MADE`)."""
@@ -120,109 +117,6 @@ class Parts:
             return (before,)
         return (inside,) if part < AFTER else (before, (self.closing + 1, len(self.graph.ops)))
 
-    def price(self, microbatches: int) -> Price:
-        """Seconds of each part and bytes per device."""
-        seconds = [0.0] * self.n_parts
-        for index, part in self.part_of.items():
-            step = self.plan.steps[index]
-            seconds[part] += (step.seconds + sum(e.seconds for e in step.exchanges)) * step.times
-        for k, copy in enumerate(self.plan.copies):
-            part = self.home((copy.value, k))
-            seconds[part] += sum(m.seconds for m in copy.moves) * copy.times
-        kept, state = self.kept_bytes, self.held_bytes
-        tasks = [p for p in (FORWARD, BACKWARD, WEIGHT) if p in self.flows]
-        others = [p for p in self.flows if p >= AFTER]
-        return Price(
-            forward=seconds[FORWARD] / microbatches,
-            backward=seconds[BACKWARD] / microbatches,
-            weight=seconds[WEIGHT] / microbatches,
-            before=seconds[BEFORE],
-            after=sum(seconds[AFTER:]),
-            state_bytes=state,
-            microbatch_bytes=kept,
-            released_bytes=max(0, kept - self._waiting_bytes),
-            working_bytes=max((self._made_bytes(p) + self._passing_bytes(p) for p in tasks), default=0),
-            outside_bytes=state + max((self._made_bytes(p) for p in others), default=0),
-        )
-
-    @cached_property
-    def _waiting_bytes(self) -> int:
-        """Bytes per device that a microbatch holds for its weight gradients alone."""
-        received = {lane.inside for lane in self.lanes if lane.kind == "received"}
-        takes = self.flows[WEIGHT].takes if WEIGHT in self.flows else ()
-        return sum(self.bytes(k) for k in takes if k in received or self.home(k) in (FORWARD, BACKWARD))
-
-    def _made_bytes(self, part: int) -> int:
-        """The most bytes per device at one time of what a part makes, but for what a microbatch holds from then on.
-
-        What it takes is there as long as it runs; what is written before the loop and runs after it, when it is read.
-        A sum is renewed in place: its program is given the old one's buffer.
-        """
-        kept = {self._alive_as(k) for k in self._kept}
-        kept |= {self._alive_as(lane.leaves) for lane in self.lanes if lane.kind == "sum" and lane.leaves}
-        change: dict[int, int] = {}
-        for a in self._alive:
-            if self._part_of(a) == part and (a.op, a.copy) not in kept:
-                begin = a.end - 1 if part >= AFTER and 0 <= a.op < self.opening else a.begin
-                change[begin] = change.get(begin, 0) + a.bytes
-                change[a.end] = change.get(a.end, 0) - a.bytes
-        return max(accumulate(change[t] for t in sorted(change)), default=0)
-
-    def _passing_bytes(self, part: int) -> int:
-        """Bytes per device of what is received for a part and used up by it."""
-        backward = part != FORWARD
-        received = [lane for lane in self.lanes if lane.kind == "received" and lane.inside]
-        passing = [lane.inside for lane in received if _is_backward(self.piece.inputs, lane) == backward]
-        return sum(self.bytes(k) for k in passing if k is not None and k not in self._kept)
-
-    @cached_property
-    def _alive(self) -> tuple[Alive, ...]:
-        """What is in memory, and when, by the account of the plan."""
-        plan, graph = self.plan, self.graph
-        life = liveness(graph, self.piece.streams)
-        made = {v.id: self.spec((v.id, AS_MADE)) for v in graph.values}
-        account = Account(graph, life, made, plan.mesh, plan.steps, plan.copies, plan.outputs, self.piece.donated)
-        return tuple(account.alive())
-
-    def _part_of(self, a: Alive) -> int:
-        if a.copy >= 0:
-            return self.home((self.plan.copies[a.copy].value, a.copy)) if self._is_read(a.copy) else GIVEN
-        return self.part_of.get(a.op, GIVEN)
-
-    def _is_read(self, copy: int) -> bool:
-        return (self.plan.copies[copy].value, copy) in self.readers
-
-    def _alive_as(self, key: Key) -> tuple[int, int]:
-        """(op, copy) by which the account knows a value or copy."""
-        op = self.graph.producer[key[0]]
-        return (op.index if op is not None else -1, -1) if key[1] == AS_MADE else (-1, key[1])
-
-    @cached_property
-    def kept_bytes(self) -> int:
-        """Bytes per device that a microbatch holds from its forward part on."""
-        return sum(self.bytes(k) for k in self._kept)
-
-    @cached_property
-    def _kept(self) -> frozenset[Key]:
-        """What a microbatch holds from its forward part on."""
-        later = [self.flows[part] for part in (BACKWARD, WEIGHT) if part in self.flows]
-        keys = {k for flow in later for k in flow.takes if self.home(k) == FORWARD}
-        received = [lane for lane in self.lanes if lane.kind == "received" and lane.inside]
-        if WEIGHT not in self.flows:  # a cotangent is used up by the task that receives it
-            received = [lane for lane in received if not _is_backward(self.piece.inputs, lane)]
-        return frozenset(keys | {lane.inside for lane in received if lane.inside})
-
-    @cached_property
-    def held_bytes(self) -> int:
-        """Bytes per device that are held all the time: the arguments, what is made of them once, the sums."""
-        loop = [self.flows[part] for part in (FORWARD, BACKWARD, WEIGHT) if part in self.flows]
-        received = {lane.inside for lane in self.lanes if lane.kind == "received"}
-        keys = {self._source_of_lane(k) for flow in loop for k in flow.takes if k not in received}
-        keys -= {k for k in keys if k[0] < 0 or self.graph.is_free(self.graph.values[k[0]])}
-        made = sum(self.bytes(k) for k in keys if self.home(k) == BEFORE)
-        sums = {lane.inside for lane in self.lanes if lane.kind == "sum" and lane.inside}
-        return self.plan.memory.arguments + made + sum(self.bytes(k) for k in sums)
-
     def bytes(self, key: Key) -> int:
         """Bytes per device of a value or copy."""
         v = self.graph.values[key[0]]
@@ -244,7 +138,7 @@ class Parts:
         """Op index -> its part; the ops of a region have one."""
         graph = self.graph
         ports = self.piece.inputs
-        back = {lane.inside[0] for lane in self.lanes if lane.inside and _is_backward(ports, lane)}
+        back = {lane.inside[0] for lane in self.lanes if lane.inside and is_backward(ports, lane)}
         late = {graph.inputs[i].id: self.rounds[p.of] + 1 for i, p in enumerate(ports) if p.kind == "after"}
         found: dict[int, int] = {}
         for first, last in self._spans():
@@ -413,7 +307,7 @@ class Parts:
         """What a part finds made."""
         found: dict[Key, None] = {}
         todo = [k for op in self._ops_of(part) for k in self._reads(op)]
-        todo += [self._source_of_lane(k) if part == BEFORE else k for k in gives]
+        todo += [self.source_of_lane(k) if part == BEFORE else k for k in gives]
         seen: set[Key] = set()
         while todo:
             key = todo.pop()
@@ -434,7 +328,8 @@ class Parts:
         """What the opening border reads for what the body sees."""
         return next((lane.enters for lane in self.lanes if lane.inside == key and lane.enters), None)
 
-    def _source_of_lane(self, key: Key) -> Key:
+    def source_of_lane(self, key: Key) -> Key:
+        """What lies outside of the loop of what the body sees."""
         enters = self.entering(key)
         return key if enters is None else (_id(enters[0]), enters[1])
 
@@ -455,7 +350,8 @@ def _id(a: Atom) -> int:
     return a.id if isinstance(a, Value) else -1
 
 
-def _is_backward(ports: Sequence[Port], lane: Lane) -> bool:
+def is_backward(ports: Sequence[Port], lane: Lane) -> bool:
+    """Whether a lane brings what the backward pass makes elsewhere."""
     return lane.kind == "received" and lane.port is not None and ports[lane.port].backward
 
 

@@ -25,6 +25,7 @@ from autosharding.pipeline.forward import Forward
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.parts import Parts
 from autosharding.pipeline.piece import Piece, piece_of
+from autosharding.pipeline.tally import price_of
 from cost_model import Cluster, Topology
 from stage_dp import Layers, Price, Submesh, Transfers, pareto
 
@@ -244,7 +245,7 @@ class Pricer:
         except Infeasible:
             return None
         parts = Parts(piece, plan, self._assigned.rounds, splits_backward=self.splits_backward)
-        return parts.price(self.microbatches)
+        return price_of(parts, self.microbatches)
 
     def _least(self, kind: int) -> int:
         """Bytes that the state of a layer takes on all devices together."""

@@ -12,6 +12,7 @@ from autosharding.capture import capture
 from autosharding.pipeline.build import cut, equal_sites, forward_of, pipelined
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.slices import in_slices
+from autosharding.pipeline.tally import price_of
 from autosharding.pipeline.travel import Travel, seconds_of, travels_of
 from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
@@ -161,8 +162,8 @@ def test_slices_that_travel_are_priced(layers):
     for stage, (priced, own) in enumerate(zip(plan.prices, parts, strict=True)):
         held = sum(t.held([own]) for t in travels if t.first == stage)
         travelling = any(stage in t.stages and stage != t.first for t in travels)
-        assert priced.state_bytes - own.price(4).state_bytes == held
-        assert (priced.before > own.price(4).before) == (priced.after > own.price(4).after) == travelling
+        assert priced.state_bytes - price_of(own, 4).state_bytes == held
+        assert (priced.before > price_of(own, 4).before) == (priced.after > price_of(own, 4).after) == travelling
 
 
 def test_slices_leave_their_stage_one_after_another():

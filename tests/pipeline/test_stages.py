@@ -15,6 +15,7 @@ from autosharding.pipeline.prices import Pricer, Way
 from autosharding.pipeline.same import OnceForSame
 from autosharding.pipeline.slices import in_slices
 from autosharding.pipeline.stages import SEARCHED
+from autosharding.pipeline.tally import price_of
 from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from cost_model import Cluster
@@ -75,7 +76,7 @@ def test_a_range_costs_what_its_layers_cost():
     pieces = cut(sliced, forward, stage_dp.one_f_one_b(3, 4), starts, independent=False)
     for way, price in zip(table.ways[1, n - 1, k], table.layers.fronts[1, n - 1, k], strict=True):
         plan = planner(pieces.pieces[1], way.topology, NO_LIMIT, way.rent)
-        direct = Parts(pieces.pieces[1], plan, pieces.assignment.rounds).price(4)
+        direct = price_of(Parts(pieces.pieces[1], plan, pieces.assignment.rounds), 4)
         for name in ("forward", "backward", "after", "state_bytes"):
             assert getattr(price, name) == pytest.approx(getattr(direct, name), rel=0.03)
         for in_flight in (1, 3):
