@@ -163,6 +163,11 @@ class Pipeline:
         pieces = self.pieces[stage :: self.schedule.n_stages]
         parts = [self._parts(piece, planner(piece, site.where, NO_LIMIT, site.rent)) for piece in pieces]
         least = held = self._held(stage, parts, travels)
+        if held > budget:  # where a program of its own is refused, so is the stage
+            limit = budget // len(pieces)
+            parts = [self._parts(piece, planner(piece, site.where, limit)) for piece in pieces]
+            held = self._held(stage, parts, travels)
+            least = min(least, held)
         low, high = 0, max(each.plan.memory.peak for each in parts)
         limit = int(AIM * high * budget / held)
         for _ in range(ATTEMPTS):
