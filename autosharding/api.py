@@ -700,6 +700,10 @@ def parallelize(
         raise AutoshardingError(f"There is no method {method!r}. The methods are {', '.join(METHODS)}.")
     if channel not in CHANNELS:
         raise AutoshardingError(f"There is no channel {channel!r}. The channels are {', '.join(CHANNELS)}.")
+    if not (microbatches == "auto" or (isinstance(microbatches, int) and microbatches >= 1)):
+        raise MicrobatchError(f"microbatches={microbatches!r} is no number of microbatches: 1, 2, ... or 'auto'.")
+    if not (stages == "auto" or isinstance(stages, int)):
+        raise StageError(f"stages={stages!r} is no number of stages: 1, 2, ... or 'auto'.")
     if microbatch_semantics not in ("whole", "independent"):
         raise MicrobatchError(f"microbatch_semantics={microbatch_semantics!r} is neither 'whole' nor 'independent'.")
     names = _parameters(fn)

@@ -26,7 +26,15 @@ class ConstraintError(AutoshardingError, ValueError):
 
 
 class Infeasible(AutoshardingError):
-    """No choice of shardings fits the memory; tells the smallest that would and what is largest in it."""
+    """No choice of shardings fits the memory; tells the smallest that would and what is largest in it.
+
+    Attributes:
+        needs: bytes per device of the smallest that was found; None where that is not known.
+    """
+
+    def __init__(self, message: str, needs: int | None = None) -> None:
+        super().__init__(message)
+        self.needs = needs
 
 
 class MeshMismatch(AutoshardingError, ValueError):

@@ -188,7 +188,8 @@ class Pipeline:
             f"Stage {stage} of {self.graph.name!r} does not fit: {budget:,} bytes per device are allowed, and with "
             f"{self.schedule.in_flight[stage]} microbatches in flight the closest plan found holds {least:,}. Try more "
             "microbatches (each is smaller), a schedule that holds fewer of them (1f1b), more devices, or "
-            "jax.checkpoint around the blocks."
+            "jax.checkpoint around the blocks.",
+            least,
         )
 
     def _held(self, stage: int, parts: Sequence[Parts], travels: Sequence[Travel]) -> int:

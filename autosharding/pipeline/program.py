@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,10 +13,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from autosharding.errors import MeshMismatch, StageError, UnsupportedProgram
+from autosharding.errors import Infeasible, MeshMismatch, StageError, UnsupportedProgram
 from autosharding.graph import Graph
 from autosharding.microbatch import batch_of
-from autosharding.pipeline.build import Pipeline
+from autosharding.pipeline.build import NO_LIMIT, Pipeline
 from autosharding.pipeline.plan import FORWARD, RUNNABLE, PipelinePlan, schedule_of
 from autosharding.pipeline.runner import Runner
 from autosharding.pipeline.stacks import Stack
@@ -59,18 +60,35 @@ def plan_pipeline(
             found = search.found(microbatches)
         except NoStages as error:
             search.tell(f"the stages are as alike as can be, not chosen by prices: {error}")
-        else:
-            return search.planned(found)
-    known = search if search.schedule != "auto" else replace(search, schedule=SEARCHED[0])
-    return _alike(known, stages, microbatches, chunks)
+            return _alike(search, stages, microbatches, chunks, f"{error} ")
+        return search.planned(found)
+    return _alike(search, stages, microbatches, chunks)
 
 
 def _alike(
-    search: StageSearch, stages: int, microbatches: int | Literal["auto"], chunks: int
+    search: StageSearch, stages: int, microbatches: int | Literal["auto"], chunks: int, unpriced: str = ""
 ) -> tuple[Pipeline, PipelinePlan]:
-    """The fastest of pieces as alike as the program allows, on equal groups of devices."""
+    """The fastest of pieces as alike as the program allows, on equal groups of devices.
+
+    `unpriced` says why there are no stages by prices; where there are no equal ones either, so does the error.
+    """
+    known = replace(search, schedule=SEARCHED[0]) if search.schedule == "auto" else search
     numbers = _numbers(search.graph, search.state, stages) if microbatches == "auto" else [microbatches]
-    return min((search.alike(stages, m, chunks) for m in numbers), key=lambda found: found[1].seconds)
+    found, reasons = [], {}
+    for m in numbers:
+        try:
+            found.append(known.alike(stages, m, chunks))
+        except StageError as error:
+            raise StageError(f"{unpriced}{error}") from error
+        except Infeasible as error:
+            reasons[m] = error
+    if not found:
+        m = min(reasons, key=lambda m: reasons[m].needs or math.inf)
+        enough = max(replace(known, memory=NO_LIMIT).alike(stages, m, chunks)[1].peaks)
+        raise Infeasible(
+            f"{reasons[m]} {stages} stages in {m} microbatches fit {enough:,} bytes per device.", reasons[m].needs
+        ) from reasons[m]
+    return min(found, key=lambda each: each[1].seconds)
 
 
 def _numbers(graph: Graph, state: Mapping[int, int], stages: int) -> list[int]:

@@ -231,7 +231,7 @@ def _fitted(
         bound = bound or solution.bound
         if solution.status == "infeasible" or not solution.choice:
             if limit == budget:
-                raise Infeasible(_too_much(task, solution, budget, closest))
+                raise Infeasible(_too_much(task, solution, budget, closest), closest.memory.peak)
             too_low = limit
         else:
             plan = replace(_decoded(task, tables, built, solution, budget), bound=bound)
@@ -250,7 +250,7 @@ def _fitted(
             break
         limit = (too_low + too_high) // 2
     if best is None:
-        raise Infeasible(_too_much(task, solution, budget, closest))
+        raise Infeasible(_too_much(task, solution, budget, closest), closest.memory.peak)
     return best
 
 

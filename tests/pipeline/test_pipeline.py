@@ -1,5 +1,7 @@
 """A pipeline gives the numbers of one device, whatever the cut and the schedule."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,11 +222,13 @@ def test_the_public_face(tmp_path):
     ("options", "says"),
     [
         ({"stages": 0}, "at least one"),
-        ({"stages": 9}, "Numbers that do: 1, 2, 4, 8"),
+        ({"stages": 9}, "nearest choice is 8 stages.*Numbers that do: 1, 2, 4, 8"),
+        ({"stages": 2.5}, "no number of stages"),
+        ({"stages": 2, "microbatches": "many"}, "no number of microbatches"),
+        ({"stages": 2, "channel": "pigeon"}, "The channels are auto, device_put, permute, transfer"),
         ({"stages": 2, "microbatches": 3}, "nearest number that does is 2"),
         ({"stages": 2, "schedule": "zero"}, "The schedules are gpipe, 1f1b"),
         ({"stages": 2, "schedule": "interleaved", "chunks": 1}, "takes 2 chunks or more"),
-        ({"stages": 2, "memory": "3KiB", "microbatches": 2}, "not fit"),
         ({"stages": 2, "mesh": {"x": 8}}, "one stage only"),
     ],
 )
@@ -239,12 +243,30 @@ def test_the_fastest_number_of_stages():
     assert plan.seconds <= min(others)
 
 
+@pytest.mark.parametrize("microbatches", [2, "auto"])
+def test_the_memory_that_is_named_is_enough(microbatches):
+    def loss(p, x):
+        return jnp.mean(jnp.square(jnp.tanh(x @ p[0]) @ p[1]))
+
+    args, step = ([np.ones((64, 64), np.float32)] * 2, np.ones((8, 64), np.float32)), sgd(loss)
+    with pytest.raises(asd.Infeasible) as error:
+        asd.parallelize(step, stages=2, microbatches=microbatches, memory="4KiB").plan(*args)
+    said = re.search(r"2 stages in (\d+) microbatches fit ([\d,]+) bytes", str(error.value))
+    assert said is not None
+    memory = int(said[2].replace(",", ""))
+    plan = asd.parallelize(step, stages=2, microbatches=int(said[1]), memory=memory).plan(*args)
+    assert max(plan.peaks) <= memory
+
+
 def test_more_stages_than_layers():
     def step(w, x):
         return w - 0.1 * jax.grad(lambda w: jnp.mean(jnp.square(x @ w)))(w)
 
-    with pytest.raises(asd.StageError, match="cannot be cut into 8 layers"):
-        asd.parallelize(step, stages=8, microbatches=2).plan(np.ones((4, 4), np.float32), np.ones((8, 4), np.float32))
+    args = np.ones((4, 4), np.float32), np.ones((8, 4), np.float32)
+    with pytest.raises(asd.StageError, match=r"cannot be cut into 8 layers.*The nearest choice is (\d)") as error:
+        asd.parallelize(step, stages=8, microbatches=2).plan(*args)
+    nearest = int(re.findall(r"nearest choice is (\d)", str(error.value))[-1])
+    assert len(asd.parallelize(step, stages=nearest, microbatches=2).plan(*args).plans) == nearest
 
 
 def test_it_cannot_be_compiled_as_one():
