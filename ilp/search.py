@@ -180,6 +180,8 @@ def _layers(whole: Relaxation, clock: Clock) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     limited = len(relaxation.prices) > 0
     if is_large(small):
+        if limited:
+            first(relaxation, incumbent, inner, rng)
         Cores(relaxation, incumbent, inner, _core).alternate(TIED_CORES)
         if limited:
             climb(relaxation, incumbent, inner, rng, TIED_CLIMB, SLOPES["all"])
