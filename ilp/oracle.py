@@ -24,7 +24,7 @@ COLLAPSED = 0.5
 """Share of the table entries that presolve may leave of a priced problem that is worth solving whole."""
 
 SHARE = 0.1
-"""Of what is left of seconds or work, what one priced problem may take."""
+"""Of what is left of seconds or work, what one of many priced problems may take."""
 
 Search = Callable[[Problem, Clock], tuple[tuple[int, ...] | None, float]]
 """Solves a presolved problem: a choice (or None) and a bound."""
@@ -48,6 +48,8 @@ class Oracle:
     relaxation: Relaxation
     search: Search
     gap: float
+    share: float = SHARE
+    """Of what is left of seconds or work, what one priced problem may take."""
     quick: bool = True
     """Whether the last priced problem was solved to ``gap`` in its share."""
     free: Reduced | None = None
@@ -71,7 +73,7 @@ class Oracle:
         clock.spend(20 * len(cost))
         if reduced.small is None:
             return None, np.inf
-        choice, bound = self.search(reduced.small, clock.inner(self.gap, SHARE))
+        choice, bound = self.search(reduced.small, clock.inner(self.gap, self.share))
         least = np.inf if choice is None else reduced.small.evaluate(choice)
         self.quick = relative_gap(least, bound) <= self.gap
         return (None if choice is None else np.array(reduced.undo(choice), dtype=np.int64)), bound

@@ -1,5 +1,6 @@
 """Cores: what they offer fits, their prices belong to the whole, and weights and lending keep bounds true."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -74,6 +75,18 @@ def test_a_core_grows_only_where_it_leads_to_nothing(limited):
     assert better[0]
     assert not all(better)
     assert [b == a for a, b in itertools.pairwise(most)] == better
+
+
+def test_the_search_by_cores_keeps_its_word(limited, monkeypatch):
+    """The answer fits, the bound is true, and both come again."""
+    monkeypatch.setattr("ilp.search.is_large", lambda problem: entries(problem) > 20_000)
+    monkeypatch.setattr("ilp.search.Cores", functools.partial(Cores, most=8_000))
+    first, again = (search(limited, Clock(None, 300_000_000, 1e-2), None) for _ in range(2))
+    best = ilp.solve(limited, gap=1e-3)
+    assert limited.feasible(first.choice)
+    assert first.bound <= best.objective
+    assert best.bound <= limited.evaluate(first.choice) <= first.bound * 1.02
+    assert (first.choice, first.bound) == (again.choice, again.bound)
 
 
 def test_sweeps_of_any_weights_bound_the_optimum():
