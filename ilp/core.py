@@ -37,10 +37,10 @@ SHARE = 0.1
 """Of what is left of seconds or work, what a core may take."""
 
 CLOSER = 4
-"""A core is solved to this fraction of the gap that there is, to leave room for the bound of the whole."""
+"""A core is solved to this fraction of the gap of the whole, to leave room for its bound."""
 
 LARGEST_GAP = 0.05
-"""The gap that there is is taken to be no more than this."""
+"""The gap is taken to be no more than this: the choices known first are much too dear."""
 
 SWEEPS = 12
 """Sweeps of the whole problem between two cores."""

@@ -63,10 +63,10 @@ CORES = 0.4
 """Share of the clock until which cores and the whole are searched in turn."""
 
 CERTIFIED, CERTIFYING = 10, 0.4
-"""Without the limit it is then solved to this fraction of the gap asked for, in this share of what is left."""
+"""A large problem without its limit is solved to this fraction of the gap asked for, in this share of what is left."""
 
 CORE_SLOPE = 12, 0.7, 60
-"""After that, along the slope of the bound: sweeps to settle, the share of the clock until which, sweeps."""
+"""Of a large problem along the slope of its bound: sweeps to settle, until which share of the clock, sweeps."""
 
 CLIMB = {"all": 0.35, "improve": 0.3, "prove": 0.7}
 """Share of the clock until which prices are raised along the slope of the bound, before the first kernel."""
