@@ -21,32 +21,12 @@ from autosharding.graph import Graph, Literal
 from autosharding.pipeline.channel import Channel, Wire, absent
 from autosharding.pipeline.parts import AFTER, BACKWARD, BEFORE, FORWARD, WEIGHT, Key
 from autosharding.pipeline.programs import Program, Programs
+from autosharding.pipeline.recipe import Recipe, recipe_of
 from autosharding.plan import AS_MADE
 from autosharding.processes import has_some, in_turn, processes_of
 from stage_dp import Kind, Schedule
 
 _PARTS = {Kind.FORWARD: FORWARD, Kind.BACKWARD: BACKWARD, Kind.WEIGHT: WEIGHT}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a task of a piece does, beside its program.
-
-    Attributes:
-        receives: (what the body sees, where it arrives).
-        counters: what the body sees of the microbatch's number.
-        sends: (what the program gives, where it is put: once for each receiver).
-        sums: what the program gives -> the sum that it is now.
-        stacks: what the program gives that is put together after the loop.
-        done: what no later task of the microbatch reads.
-    """
-
-    receives: tuple[tuple[Key, Wire], ...]
-    counters: tuple[Key, ...]
-    sends: tuple[tuple[Key, tuple[Wire, ...]], ...]
-    sums: Mapping[Key, Key]
-    stacks: tuple[Key, ...]
-    done: tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -112,7 +92,7 @@ class Runner:
             if wire.lies != to:
                 self.pieces[p].arriving.add(inside)
         return {
-            (p, part): _recipe(programs, part, arrive.get((p, part), ()), leave)
+            (p, part): recipe_of(programs, part, arrive.get((p, part), ()), leave)
             for p, programs in enumerate(self.pieces)
             for part in _PARTS.values()
         }
@@ -250,28 +230,6 @@ class Runner:
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         """The results, given the arguments' arrays and the constants."""
         return StepRun(self, arrays).results()
-
-
-def _recipe(
-    programs: Programs, part: int, receives: Sequence[tuple[Key, Wire]], leave: Mapping[int, Sequence[Wire]]
-) -> Recipe:
-    flow = programs.parts.flows.get(part)
-    gives = set(flow.gives) if flow is not None else set()
-    counters, sends, sums, stacks = [], [], {}, []
-    for lane in programs.parts.lanes:
-        if lane.kind == "counter" and lane.inside:
-            counters.append(lane.inside)
-        elif lane.leaves in gives and lane.leaves is not None:
-            if lane.kind == "sent" and lane.port is not None:
-                sends.append((lane.leaves, tuple(leave.get(programs.parts.piece.outputs[lane.port].of, ()))))
-            elif lane.kind == "sum" and lane.inside:
-                sums[lane.leaves] = lane.inside
-            elif lane.kind == "stacked":
-                stacks.append(lane.leaves)
-    flows = programs.parts.flows
-    later = {k for p, other in flows.items() if part < p < AFTER for k in other.takes}
-    at_hand = {*gives, *(flow.takes if flow is not None else ()), *(k for k, _ in receives)} - sums.keys()
-    return Recipe(tuple(receives), tuple(counters), tuple(sends), sums, tuple(stacks), tuple(sorted(at_hand - later)))
 
 
 Start = Callable[[Programs, Program, Sequence[Any]], Sequence[Any]]
