@@ -130,9 +130,10 @@ class Pipeline:
         prices = [priced[p % n][p // n] for p in range(len(self.pieces))]
         between = [[self._link(cluster, a, b) for b in sites] for a in sites]
         sizes = [v.nbytes for v in self.sliced.graph.inputs]
-        for stage, seconds in enumerate(seconds_of(travels, sizes, devices, between)):
-            prices[stage] = replace(prices[stage], before=prices[stage].before + seconds)
-            prices[stage] = replace(prices[stage], after=prices[stage].after + seconds)
+        there = seconds_of(travels, sizes, devices, between)
+        back = seconds_of([t for t in travels if t.comes_back], sizes, devices, between)
+        for stage, (a, b) in enumerate(zip(there, back, strict=True)):
+            prices[stage] = replace(prices[stage], before=prices[stage].before + a, after=prices[stage].after + b)
         links = [between[p % n][(p + 1) % n] for p in range(len(parts) - 1)]
         transfers = tuple(
             (

@@ -22,6 +22,7 @@ from autosharding.graph import Atom, Graph, Op, Value
 from autosharding.microbatch.loop import joins
 from autosharding.microbatch.slice import runs_in_pieces, slice_of
 from autosharding.microbatch.states import WHOLE, Cut, Partial, Sliced, State, is_uncuttable, sliced_by
+from autosharding.planner.roles import roles
 from autosharding.rules import Rule, rules_of
 from autosharding.run_graph import Plain
 
@@ -157,20 +158,26 @@ class Layers:
 
     @cached_property
     def arguments(self) -> frozenset[int]:
-        """Inputs of which each slice is an argument of its own: their new state is made in slices too."""
-        found = set()
+        """Inputs of which each slice is an argument of its own: weights, or their new state is made in slices too."""
+        found = {i for i in self.weights if self.graph.inputs[i].id in self.dims}
         for o, i in self.state.items():
             old, new = self.graph.inputs[i], self.graph.outputs[o]
             if isinstance(new, Value) and self.dims.get(old.id, -1) == self.dims.get(new.id, -2):
                 found.add(i)
         return frozenset(found)
 
+    @cached_property
+    def weights(self) -> frozenset[int]:
+        """Inputs that are weights of a step which hands on no new ones."""
+        kinds = enumerate(roles(self.graph, self.state))
+        return frozenset(i for i, kind in kinds if kind == "parameter") - set(self.state.values())
+
     # ---- which loops -----------------------------------------------------------------------------------------
 
     def _over_parameters(self) -> list[int]:
-        """The loops of the forward pass, outside of others, over slices of what is made of the state alone."""
+        """The loops of the forward pass, outside of others, over slices of what is made of state or weights alone."""
         graph = self.graph
-        of_state = {graph.inputs[i].id for i in self.state.values()}
+        of_state = {graph.inputs[i].id for i in (*self.state.values(), *self.weights)}
         for op in graph.ops:
             if op.region is None and op.values and all(v.id in of_state for v in op.values):
                 of_state.update(v.id for v in op.outputs)

@@ -1,8 +1,8 @@
 """Arrays in slices that no sharding lays over all stages: what it takes that they travel in every step.
 
 Such an array lies whole with its first slice (see `stacks`). Before the loop the slices of other stages go there, after
-it the new ones come back; its stage holds, beside its own slices, the whole array and what goes to others, and in the
-end the new ones too.
+it the new ones come back, if there are any; its stage holds, beside its own slices, the whole array and what goes to
+others, and in the end the new ones too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class Travel:
     Attributes:
         inputs: what they are among the inputs of the step on slices.
         stages: where each is at home.
+        comes_back: whether the step makes new ones.
     """
 
     inputs: range
     stages: tuple[int, ...]
+    comes_back: bool = True
 
     @property
     def first(self) -> int:
@@ -61,7 +63,8 @@ def travels_of(sliced: InSlices, pieces: Sequence[Piece], devices: Sequence[int]
         for port in piece.inputs:
             if port.kind == "step":
                 home.setdefault(port.of, p % len(devices))
-    all_slices = [Travel(p.indices, tuple(home.get(i, 0) for i in p.indices)) for p in sliced.inputs]
+    new = set(sliced.state.values())
+    all_slices = [Travel(p.indices, tuple(home.get(i, 0) for i in p.indices), p.first in new) for p in sliced.inputs]
     return tuple(t for t in all_slices if len(set(t.stages)) > 1 and not _lies_over_all(t.stages, devices))
 
 
@@ -77,14 +80,15 @@ def _lies_over_all(stages: Sequence[int], devices: Sequence[int]) -> bool:
 
 def holding(price: Price, travels: Sequence[Travel], stage: int, parts: Sequence[Parts]) -> Price:
     """The price of the first piece of a stage, with what it holds of arrays that travel."""
-    held = sum(t.held(parts) for t in travels if t.first == stage)
-    return replace(price, state_bytes=price.state_bytes + held, outside_bytes=price.outside_bytes + 2 * held)
+    own = [(t.held(parts), t.comes_back) for t in travels if t.first == stage]
+    held, new = sum(size for size, _ in own), sum(size for size, comes_back in own if comes_back)
+    return replace(price, state_bytes=price.state_bytes + held, outside_bytes=price.outside_bytes + held + new)
 
 
 def seconds_of(
     travels: Sequence[Travel], sizes: Sequence[int], devices: Sequence[int], links: Sequence[Sequence[Link]]
 ) -> list[float]:
-    """For each stage the seconds until its slices are there, and as many until the new ones are back.
+    """For each stage the seconds until its slices are there; it takes as many until the new ones are back.
 
     Args:
         travels: the arrays.

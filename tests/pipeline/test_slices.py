@@ -202,3 +202,30 @@ def test_uneven_slices_are_told_by_the_plan():
     assert plan.slices == 6
     told = pipelined(graph, state, plan.schedule, plan.cuts, slices=plan.slices)
     told.check(plan)
+
+
+def scanned(p, tokens):
+    """No gradients: the logarithms per example, and the sizes of all layers."""
+
+    def layer(h, xs):
+        w, b = xs
+        h = h + jnp.tanh(h @ w + b)
+        return h, jnp.mean(jnp.square(h), axis=-1)
+
+    h, sizes = jax.lax.scan(layer, p["embed"][tokens], (p["w"], p["b"].T))
+    return jax.nn.log_softmax(h @ p["embed"].T), sizes.T
+
+
+@pytest.mark.parametrize("layers", [LAYERS, pytest.param(3, marks=pytest.mark.slow)])
+def test_weights_of_inference_stay_on_their_stages(layers):
+    (p, _), tokens = arguments(layers)
+    run = asd.parallelize(scanned, stages=2, microbatches=4)
+    lies = run.shardings(p, tokens)[0]["w"]
+    assert ("stages" in lies.mesh.axis_names) == (layers % 2 == 0)
+    pipeline, plan = run.program(p, tokens).pipeline, run.plan(p, tokens)
+    travels = travels_of(pipeline.sliced, pipeline.pieces, [each.topology.n_devices for each in plan.plans])
+    assert [t.comes_back for t in travels] == [False] * (2 * (layers % 2))  # weights and biases
+    lies = run.shardings(p, tokens)[0]
+    for state in (p, jax.device_put(p, lies)):
+        for x, y in zip(run(state, tokens), jax.jit(scanned)(p, tokens), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
