@@ -183,16 +183,23 @@ def scope_and_phase(stack: Any) -> tuple[str, str]:
 
 
 _JAX_DIR = os.path.dirname(jax.__file__) + os.sep
+_OWN_DIR = os.path.dirname(__file__) + os.sep
+_ZOO_DIR = os.path.join(_OWN_DIR, "zoo") + os.sep
 _PACKAGES = tuple({*site.getsitepackages(), os.path.dirname(os.path.dirname(jax.__file__))})
 
 
 def user_line(source_info: Any) -> str:
-    """`file.py:12 (function)` of the innermost frame in the user's own code; else the innermost outside JAX."""
+    """`file.py:12 (function)` of the innermost frame in the user's own code; else the innermost outside JAX.
+
+    What the compiler adds of its own, a loop over microbatches, has no line: "".
+    """
     frames = getattr(source_info.traceback, "frames", None) or ()
     fallback = ""
     for f in frames:
         if f.file_name.startswith(_JAX_DIR) or f.file_name.startswith("<"):
             continue
+        if f.file_name.startswith(_OWN_DIR) and not f.file_name.startswith(_ZOO_DIR):
+            break
         line = f"{os.path.basename(f.file_name)}:{f.line_num} ({f.function_name})"
         if not f.file_name.startswith(_PACKAGES):
             return line

@@ -31,7 +31,7 @@ from autosharding.microbatch import Microbatches, microbatched, planned
 from autosharding.pipeline import (
     CHANNELS,
     OnceForSame,
-    Piece,
+    PiecePlanner,
     Pipeline,
     PipelinePlan,
     PipelineProgram,
@@ -41,9 +41,9 @@ from autosharding.pipeline import (
     plan_pipeline,
 )
 from autosharding.plan import Plan
-from autosharding.planner import METHODS, Known, plan_graph
+from autosharding.planner import METHODS, plan_graph
 from autosharding.processes import in_turn, leads, processes_of, share
-from cost_model import Cluster, Topology
+from cost_model import Cluster
 from stage_dp import NoStages
 
 Report = Callable[[str], None]
@@ -563,27 +563,11 @@ def _pipeline_for(traced: Traced, cluster: Cluster, options: Options, stages: in
 
 
 def _search(traced: Traced, cluster: Cluster, options: Options, stages: int | None) -> StageSearch:
-    known: dict[Topology, Known] = {}
-
-    def planner(piece: Piece, where: Cluster | Topology, memory: int | None, rent: float = 0.0) -> Plan:
-        return plan_graph(
-            piece.graph,
-            where if isinstance(where, Cluster) else None,
-            topology=where if isinstance(where, Topology) else None,
-            memory=memory,
-            method=options.method,
-            state=piece.state,
-            donated=piece.donated,
-            streams=piece.streams,
-            rent=rent,
-            known=known,
-        )
-
     return StageSearch(
         traced.graph,
         traced.state,
         cluster,
-        OnceForSame(planner),
+        OnceForSame(PiecePlanner(options.method)),
         stages,
         options.schedule,
         options.memory,

@@ -39,7 +39,7 @@ class Input:
         shape: global shape.
         itemsize: bytes per element.
         spec: how it lies on the mesh.
-        role: "parameter", "optimizer", "state", "batch" or "constant".
+        role: "parameter", "optimizer", "state", "batch", "stream", "handed" or "constant"; see `planner.roles`.
         becomes: index of the output that is its new state; None where it is not state.
     """
 

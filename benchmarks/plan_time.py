@@ -20,12 +20,11 @@ from typing import Any
 import autosharding as asd
 from autosharding.api import Traced, parallelize, trace
 from autosharding.leaves import shape_of
-from autosharding.pipeline import OnceForSame, PipelinePlan, Planner
+from autosharding.pipeline import OnceForSame, PiecePlanner, PipelinePlan
 from autosharding.pipeline.build import Site, cut, forward_of
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.plan import schedule_of
 from autosharding.pipeline.slices import in_slices
-from autosharding.planner import plan_graph
 from autosharding.target import Target, find_target
 from cost_model import Cluster, show_bytes, show_seconds
 
@@ -101,7 +100,7 @@ def theirs(target: Target, row: Row, published: Published) -> PipelinePlan:
     sites = [Site(i * group.n_devices, mesh) for i in range(published.stages)]
     schedule = schedule_of("1f1b", published.stages, published.microbatches)
     pipeline = cut(sliced, forward, schedule, [*first, starts[-1]], independent=False)
-    return pipeline.plan(cluster, sites, OnceForSame(_by_hand()), NO_LIMIT)
+    return pipeline.plan(cluster, sites, OnceForSame(PiecePlanner("megatron")), NO_LIMIT)
 
 
 def traced_of(target: Target) -> Traced:
@@ -109,21 +108,6 @@ def traced_of(target: Target) -> Traced:
     step = parallelize(target.step, donate_argnums=0)
     arrays, structure, _ = step.take(target.args, {})
     return trace(step.fn, structure, [shape_of(x) for x in arrays], step.name, step.options.donate)
-
-
-def _by_hand() -> Planner:
-    def planner(piece: Any, where: Any, memory: int | None, rent: float = 0.0) -> Any:
-        return plan_graph(
-            piece.graph,
-            topology=where,
-            memory=memory,
-            method="megatron",
-            state=piece.state,
-            donated=piece.donated,
-            streams=piece.streams,
-        )
-
-    return planner
 
 
 def described(plan: Any) -> str:

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from autosharding.api import parallelize, trace
 from autosharding.leaves import shape_of
-from autosharding.pipeline import OnceForSame, StageSearch
+from autosharding.pipeline import OnceForSame, PiecePlanner, StageSearch
 from autosharding.pipeline.stages import Candidate
-from autosharding.planner import Known, plan_graph
 from autosharding.target import find_target
-from cost_model import Cluster, Topology, show_bytes, show_seconds
+from cost_model import Cluster, show_bytes, show_seconds
 from stage_dp import NoStages, StageError, Stages, Submesh, cluster_layers, split_layers
 
 LOOSE = 8.0
@@ -35,22 +34,17 @@ def candidate(model: str, batch: int, cluster: Cluster, microbatches: int) -> Ca
     step = parallelize(target.step, donate_argnums=0)
     arrays, structure, _ = step.take(target.args, {})
     traced = trace(step.fn, structure, [shape_of(x) for x in arrays], step.name, step.options.donate)
-    known: dict[Topology, Known] = {}
-
-    def planner(piece, where, memory, rent=0.0):
-        return plan_graph(
-            piece.graph,
-            topology=where,
-            memory=memory,
-            state=piece.state,
-            donated=piece.donated,
-            streams=piece.streams,
-            rent=rent,
-            known=known,
-        )
-
     search = StageSearch(
-        traced.graph, traced.state, cluster, OnceForSame(planner), None, "1f1b", None, True, traced.donated, print
+        traced.graph,
+        traced.state,
+        cluster,
+        OnceForSame(PiecePlanner()),
+        None,
+        "1f1b",
+        None,
+        True,
+        traced.donated,
+        print,
     )
     return search.candidate(microbatches)
 

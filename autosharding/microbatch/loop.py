@@ -93,7 +93,7 @@ def _body(
             x, state = whole[v.id], labels.states[v.id]
             run.made[v.id] = taken(x, state, labels.microbatches, at) if isinstance(state, Sliced) else x
     run.run(0, len(labels.graph.ops))
-    added = tuple(joins(labels.states[v.id])(s, run.term(v)) for s, v in zip(sums, terms, strict=True))
+    added = tuple(join(labels, v, s, run.term(v)) for s, v in zip(sums, terms, strict=True))
     return added, tuple(run.made[v.id] for v in pieces)
 
 
@@ -105,6 +105,13 @@ _JOINS = {
     "or": jax.lax.bitwise_or,
     "same": lambda _, last: last,
 }
+
+
+def join(labels: Labels, v: Value, sum_: Any, term: Any) -> Any:
+    """The terms of a value up to this microbatch's; where it is made in the user's program, there this is done."""
+    maker = labels.graph.producer[v.id]
+    with _jax.scope(maker.context if maker is not None else None):
+        return joins(labels.states[v.id])(sum_, term)
 
 
 def joins(state: State) -> Callable[[Any, Any], Any]:

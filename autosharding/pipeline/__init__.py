@@ -12,10 +12,12 @@ from autosharding.pipeline.build import Pipeline as Pipeline
 from autosharding.pipeline.build import Planner as Planner
 from autosharding.pipeline.build import pipelined as pipelined
 from autosharding.pipeline.piece import Piece as Piece
+from autosharding.pipeline.piece_planner import PiecePlanner as PiecePlanner
 from autosharding.pipeline.plan import RUNNABLE as RUNNABLE
 from autosharding.pipeline.plan import PipelinePlan as PipelinePlan
 from autosharding.pipeline.plan import load_plan as load_plan
 from autosharding.pipeline.plan import plan_from_json as plan_from_json
+from autosharding.pipeline.plan_diff import diff as pipeline_diff
 from autosharding.pipeline.program import PipelineProgram as PipelineProgram
 from autosharding.pipeline.program import plan_pipeline as plan_pipeline
 from autosharding.pipeline.same import OnceForSame as OnceForSame
@@ -29,6 +31,7 @@ __all__ = [
     "RUNNABLE",
     "OnceForSame",
     "Piece",
+    "PiecePlanner",
     "Pipeline",
     "PipelinePlan",
     "PipelineProgram",
@@ -36,6 +39,7 @@ __all__ = [
     "StageSearch",
     "bring",
     "load_plan",
+    "pipeline_diff",
     "pipelined",
     "plan_from_json",
     "plan_pipeline",

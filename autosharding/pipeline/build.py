@@ -146,7 +146,7 @@ class Pipeline:
             self.graph.name,
             self.graph.fingerprint,
             self.schedule,
-            tuple(each.plan for each in parts),
+            tuple(_allowed(each.plan, budget) for each in parts),
             tuple(prices),
             transfers,
             self.cuts,
@@ -240,6 +240,11 @@ class Pipeline:
             )
 
 
+def _allowed(plan: Plan, budget: int) -> Plan:
+    """The plan of a piece, saying what its stage is allowed in all."""
+    return replace(plan, memory=replace(plan.memory, budget=budget if budget < NO_LIMIT else None))
+
+
 def _plan_within(planner: Planner, piece: Piece, where: Cluster | Topology, limit: int) -> Plan | None:
     """The plan of a piece for less memory; None where it cannot do with so little."""
     try:
@@ -299,7 +304,7 @@ def cut(sliced: InSlices, forward: Forward, schedule: Schedule, cuts: Sequence[i
             f"{tuple(cuts)} into {schedule.n_pieces} pieces are those of another. Plan the step again."
         )
     assignment = assign(forward, cuts)
-    pieces = [piece_of(assignment, p, forward.state, forward.donated) for p in range(schedule.n_pieces)]
+    pieces = [piece_of(assignment, p, forward) for p in range(schedule.n_pieces)]
     if schedule.n_chunks > 1:  # pieces of one stage share the arrays that both read
         readers = Counter(port.of for piece in pieces for port in piece.inputs if port.kind == "step")
         alone = [frozenset(i for i in p.donated if readers[p.inputs[i].of] == 1) for p in pieces]

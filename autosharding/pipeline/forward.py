@@ -42,11 +42,16 @@ class Forward:
         return {v: n for n, u in enumerate(self.units) for v in u.makes}
 
     @cached_property
+    def roles(self) -> tuple[str, ...]:
+        """What each input is to the step."""
+        return roles(self.labels.graph, self.state)
+
+    @cached_property
     def roots(self) -> Mapping[int, frozenset[int]]:
         """Id of each value known before the loop -> the arrays of the state, or weights, that it is made of."""
         graph = self.labels.graph
-        kinds = enumerate(roles(graph, self.state))
-        states = {graph.inputs[i].id for i in (*self.state.values(), *(i for i, kind in kinds if kind == "parameter"))}
+        parameters = (i for i, role in enumerate(self.roles) if role == "parameter")
+        states = {graph.inputs[i].id for i in (*self.state.values(), *parameters)}
         found = {v.id: frozenset({v.id} if v.id in states and v.rank else ()) for v in graph.inputs}
         for u in self.units:
             above = frozenset().union(*(found.get(v, frozenset()) for v in u.reads if self.whole(v)))

@@ -6,7 +6,7 @@ which the planner plans like any other, its ops in the loop counted as often as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from autosharding import _jax
 from autosharding.capture import from_jaxpr, renumber
 from autosharding.graph import Graph, Literal, Op, Value
 from autosharding.microbatch.label import Labels, Place
-from autosharding.microbatch.loop import Inside, Outside, joins, neutral
+from autosharding.microbatch.loop import Inside, Outside, join, neutral
 from autosharding.microbatch.slice import joined, taken
 from autosharding.microbatch.states import TIME, Partial, Sliced
 from autosharding.pipeline.assign import Assignment
+from autosharding.pipeline.forward import Forward
 from autosharding.run_graph import scalar
 
 
@@ -48,6 +49,7 @@ class Piece:
         inputs: what each input is.
         outputs: what each output is.
         state: output index -> index of the input whose new state it is.
+        roles: input -> what it is to the step; "handed" for what is sent once.
         donated: inputs whose buffers their new state takes over.
     """
 
@@ -55,6 +57,7 @@ class Piece:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     state: Mapping[int, int]
+    roles: Mapping[int, str]
     donated: frozenset[int] = frozenset()
 
     @property
@@ -66,16 +69,15 @@ class Piece:
         return frozenset(found)
 
 
-def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int], donated: Set[int] = frozenset()) -> Piece:
+def piece_of(assignment: Assignment, piece: int, forward: Forward) -> Piece:
     """A piece as a graph.
 
     Args:
         assignment: of the step.
         piece: which.
-        state: result index of the step -> index of the input whose new state it is.
-        donated: inputs of the step whose buffers their new state takes over.
+        forward: the step.
     """
-    graph = assignment.labels.graph
+    graph, state = assignment.labels.graph, forward.state
     backward = {v for u in assignment.units if u.backward for v in u.makes}
 
     def ports(loop: Sequence[int], after: Sequence[int]) -> list[Port]:
@@ -105,8 +107,9 @@ def piece_of(assignment: Assignment, piece: int, state: Mapping[int, int], donat
     ).verify()
     at = {p.of: i for i, p in enumerate(used) if p.kind == "step"}
     own = {o: at[state[p.of]] for o, p in enumerate(outputs) if p.kind == "step" and state.get(p.of) in at}
-    given = frozenset(i for i in own.values() if used[i].of in donated)
-    return Piece(made, tuple(used), tuple(outputs), own, given)
+    roles = {i: forward.roles[p.of] if p.kind == "step" else "handed" for i, p in enumerate(used) if p.kind != "loop"}
+    given = frozenset(i for i in own.values() if used[i].of in forward.donated)
+    return Piece(made, tuple(used), tuple(outputs), own, roles, given)
 
 
 def _wanted_of_step(assignment: Assignment, piece: int) -> set[int]:
@@ -131,8 +134,9 @@ def _aval(assignment: Assignment, port: Port) -> jax.ShapeDtypeStruct:
     shape = v.shape
     if port.kind == "loop":
         state = labels.states[v.id]
-        assert isinstance(state, Sliced | Partial)
-        shape = (labels.microbatches, *state.spec(v.rank).local_shape(v.shape, {TIME: labels.microbatches}))
+        if isinstance(state, Sliced | Partial):  # else each microbatch makes the same: keys that a loop hands on
+            shape = state.spec(v.rank).local_shape(v.shape, {TIME: labels.microbatches})
+        shape = (labels.microbatches, *shape)
     return jax.ShapeDtypeStruct(shape, v.aval.dtype, weak_type=v.aval.weak_type)
 
 
@@ -192,7 +196,9 @@ class _Run:
             run.made[v] = taken(x, state, labels.microbatches, at) if isinstance(state, Sliced) else x
         run.made.update(received)
         run.run(0, len(labels.graph.ops))
-        added = tuple(joins(labels.states[v])(s, run.made[v]) for s, v in zip(sums, self.terms, strict=True))
+        added = tuple(
+            join(labels, labels.graph.values[v], s, run.made[v]) for s, v in zip(sums, self.terms, strict=True)
+        )
         return added, ([run.made[v] for v in self.sent], [run.made[v] for v in self.joined])
 
     def _sliced(self, value: int) -> Sliced:

@@ -173,7 +173,7 @@ class Pricer:
     def _piece_of(self, kind: int) -> Piece:
         """A piece of one layer of a kind."""
         if kind not in self._pieces:
-            self._pieces[kind] = piece_of(self._assigned, kind, self.forward.state, self.forward.donated)
+            self._pieces[kind] = piece_of(self._assigned, kind, self.forward)
         return self._pieces[kind]
 
     @cached_property

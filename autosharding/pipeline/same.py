@@ -27,7 +27,8 @@ class OnceForSame:
         """The plan of a piece; see `Planner`."""
         graph = piece.graph
         program = replace(graph, name="").fingerprint
-        key = (program, tuple(sorted(piece.state.items())), piece.streams, piece.donated, where, memory, rent)
+        mappings = (tuple(sorted(each.items())) for each in (piece.state, piece.roles))
+        key = (program, *mappings, piece.streams, piece.donated, where, memory, rent)
         if key not in self._known:
             self._known[key] = graph, self.planner(piece, where, memory, rent)
         return _told_of(graph, *self._known[key])

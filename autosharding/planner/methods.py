@@ -177,8 +177,8 @@ def _test(
             wanted = Spec((batch_axes, *((),) * (v.rank - 1)))
             return _equals(wanted)
         return lambda s: s.is_replicated
-    if role == "stream" or (role == "state" and v.rank and v.dtype.startswith(("f", "bf"))):
-        return None  # a cache, or what passes by: as its readers want it
+    if role in ("stream", "handed") or (role == "state" and v.rank and v.dtype.startswith(("f", "bf"))):
+        return None  # a cache, or what comes from elsewhere: as its readers want it
     if method == "megatron":
         tensor = tuple(mesh)[-1]
         return lambda s: set(s.axes) <= {tensor}

@@ -76,6 +76,7 @@ def plan_graph(
     donated: frozenset[int] = frozenset(),
     specs: Mapping[int, Spec] | None = None,
     streams: Set[int] = frozenset(),
+    told: Mapping[int, str] | None = None,
     rent: float = 0.0,
     known: dict[Topology, Known] | None = None,
     progress: Report | None = None,
@@ -93,6 +94,7 @@ def plan_graph(
         donated: inputs whose buffers their new state takes over.
         specs: input index -> the spec the user wants.
         streams: ids of arguments and results that are there an entry at a time; see `liveness`.
+        told: input index -> role, for a part of a program, where it is known of the whole; see `roles`.
         rent: seconds that a byte costs which is held all the time; see `formulate`. The plan's bound is then of plans
             that hold no less.
         known: topology -> what was made for other graphs on it; pass the same dict to plan graphs that are alike.
@@ -108,7 +110,7 @@ def plan_graph(
         rules,
         monoids(graph, rules),
         liveness(graph, streams),
-        roles(graph, state, streams),
+        roles(graph, state, streams, told),
         state,
         donated,
         specs or {},

@@ -4,7 +4,8 @@ State is what comes in and leaves as new state. Where the step is differentiated
 forward pass computes with, an optimizer state is what only the update reads, and the rest of the arguments are the
 batch. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
 common with a result; weights are summed along it, looked up in it, or scanned. Where no argument has, all are batch.
-What passes by, a microbatch at a time, is a stream: its first dim is that of the microbatches.
+What passes by, a microbatch at a time, is a stream: its first dim is that of the microbatches. An input of a part of a
+program is to it what it is to the whole; what another part made, once, is handed over.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from collections.abc import Iterator, Mapping, Set
 from autosharding.graph import Graph, Op, Value
 from autosharding.rules import Rule, rules_of
 
-ROLES = ("parameter", "optimizer", "state", "batch", "stream", "constant")
+ROLES = ("parameter", "optimizer", "state", "batch", "stream", "handed", "constant")
 
 
-def roles(graph: Graph, state: Mapping[int, int], streams: Set[int] = frozenset()) -> tuple[str, ...]:
+def roles(
+    graph: Graph, state: Mapping[int, int], streams: Set[int] = frozenset(), told: Mapping[int, str] | None = None
+) -> tuple[str, ...]:
     """The role of each input.
 
     Args:
         graph: of a step, or of a part of one.
         state: result index -> index of the input whose new state it is.
         streams: ids of the values that pass by.
+        told: input index -> role, where it is known of the whole program.
     """
+    told = told or {}
     differentiated = any(op.phase == "backward" for op in graph.ops)
     role = _of_training(graph, state) if differentiated else _of_inference(graph, state)
     return tuple(
-        "constant" if i >= graph.n_arguments else "stream" if v.id in streams else r
+        "constant" if i >= graph.n_arguments else "stream" if v.id in streams else told.get(i, r)
         for i, (v, r) in enumerate(zip(graph.inputs, role, strict=True))
     )
 

@@ -10,10 +10,9 @@ import pytest
 import autosharding as asd
 import stage_dp
 from autosharding.capture import capture
-from autosharding.pipeline import pipelined
+from autosharding.pipeline import PiecePlanner, pipelined
 from autosharding.pipeline.build import equal_sites
 from autosharding.pipeline.runner import Held
-from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from cost_model import Cluster
 from tests.microbatch.steps import (
@@ -109,13 +108,8 @@ def run(step, schedule, steps=2, method="auto"):
     per_stage = 8 // schedule.n_stages
     cluster = Cluster.parse("cpu:8")
 
-    def planner(piece, where, memory, rent=0.0):
-        return plan_graph(
-            piece.graph, where, state=piece.state, streams=piece.streams, memory=memory, method=method, rent=rent
-        )
-
     pipeline = pipelined(graph, state, schedule)
-    plan = pipeline.plan(cluster, equal_sites(cluster, schedule.n_stages), planner, None)
+    plan = pipeline.plan(cluster, equal_sites(cluster, schedule.n_stages), PiecePlanner(method), None)
     devices = jax.devices()
     runner = pipeline.runner(plan, [devices[i * per_stage :][:per_stage] for i in range(schedule.n_stages)])
     plain = jax.jit(Plain(graph).outputs)

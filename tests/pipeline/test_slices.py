@@ -9,12 +9,12 @@ import pytest
 
 import autosharding as asd
 from autosharding.capture import capture
+from autosharding.pipeline import PiecePlanner
 from autosharding.pipeline.build import cut, equal_sites, forward_of, pipelined
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.slices import in_slices
 from autosharding.pipeline.tally import price_of
 from autosharding.pipeline.travel import Travel, seconds_of, travels_of
-from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from cost_model import Cluster, Link
 from stage_dp import one_f_one_b
@@ -68,11 +68,6 @@ def graph_of(fn, *args):
     leaves, tree = jax.tree.flatten(args)
     graph = capture(lambda *xs: jax.tree.leaves(fn(*jax.tree.unflatten(tree, xs))), leaves)
     return graph, leaves, {i: i for i in range(len(leaves) - 1)}
-
-
-def planner(piece, where, memory, rent=0.0):
-    devices = {"cluster": where} if isinstance(where, Cluster) else {"topology": where}
-    return plan_graph(piece.graph, **devices, state=piece.state, streams=piece.streams, memory=memory, rent=rent)
 
 
 def slices_of(x, place):
@@ -198,7 +193,7 @@ def test_uneven_slices_are_told_by_the_plan():
     forward = forward_of(sliced, 2)
     starts = layers_of(forward)
     pipeline = cut(sliced, forward, one_f_one_b(2, 2), [0, starts[2], starts[-1]], independent=False)
-    plan = pipeline.plan(cluster, equal_sites(cluster, 2), planner, None)
+    plan = pipeline.plan(cluster, equal_sites(cluster, 2), PiecePlanner(), None)
     assert plan.slices == 6
     told = pipelined(graph, state, plan.schedule, plan.cuts, slices=plan.slices)
     told.check(plan)

@@ -8,6 +8,7 @@ import pytest
 import autosharding as asd
 import stage_dp
 from autosharding.capture import capture
+from autosharding.pipeline import PiecePlanner
 from autosharding.pipeline.build import NO_LIMIT, Site, cut, forward_of
 from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.parts import Parts
@@ -16,7 +17,6 @@ from autosharding.pipeline.same import OnceForSame
 from autosharding.pipeline.slices import in_slices
 from autosharding.pipeline.stages import SEARCHED
 from autosharding.pipeline.tally import price_of
-from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from cost_model import Cluster
 
@@ -49,16 +49,11 @@ def graph_of(*args):
     return graph, leaves, {i: i for i in range(len(leaves) - 1)}
 
 
-def planner(piece, where, memory, rent=0.0):
-    devices = {"cluster": where} if isinstance(where, Cluster) else {"topology": where}
-    return plan_graph(piece.graph, **devices, state=piece.state, streams=piece.streams, memory=memory, rent=rent)
-
-
 def pricer_of(n_blocks, microbatches, **sizes):
     graph, _, state = graph_of(*arguments(n_blocks, **sizes))
     sliced = in_slices(graph, state, frozenset(), 1)
     forward = forward_of(sliced, microbatches)
-    return sliced, forward, Pricer(forward, OnceForSame(planner), splits_backward=False)
+    return sliced, forward, Pricer(forward, OnceForSame(PiecePlanner()), splits_backward=False)
 
 
 def test_blocks_are_layers_and_equal_ones_are_known():
@@ -75,7 +70,7 @@ def test_a_range_costs_what_its_layers_cost():
     starts = [pricer.starts[i] for i in (0, 1, n - 1, n)]
     pieces = cut(sliced, forward, stage_dp.one_f_one_b(3, 4), starts, independent=False)
     for way, price in zip(table.ways[1, n - 1, k], table.layers.fronts[1, n - 1, k], strict=True):
-        plan = planner(pieces.pieces[1], way.topology, NO_LIMIT, way.rent)
+        plan = PiecePlanner()(pieces.pieces[1], way.topology, NO_LIMIT, way.rent)
         direct = price_of(Parts(pieces.pieces[1], plan, pieces.assignment.rounds), 4)
         for name in ("forward", "backward", "after", "state_bytes"):
             assert getattr(price, name) == pytest.approx(getattr(direct, name), rel=0.03)
@@ -100,7 +95,7 @@ def test_stages_of_different_sizes_give_the_numbers_of_one_device():
     begins = [starts[0], starts[1], starts[2], starts[-1]]
     pipeline = cut(sliced, forward, stage_dp.one_f_one_b(3, 4), begins, independent=False)
     sites = [Site(4, cluster.group(1)), Site(0, cluster.group(4)), Site(6, cluster.group(2))]
-    plan = pipeline.plan(cluster, sites, planner, None)
+    plan = pipeline.plan(cluster, sites, PiecePlanner(), None)
     assert plan.firsts == (4, 0, 6)
     devices = jax.devices()
     runner = pipeline.runner(plan, [devices[s.first : s.first + s.n_devices] for s in sites])
