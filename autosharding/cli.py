@@ -21,9 +21,8 @@ from rich.console import Console
 from autosharding.api import parallelize
 from autosharding.api import plan as make_plan
 from autosharding.errors import AutoshardingError, MeshMismatch, PlanError, StageError
-from autosharding.pipeline import RUNNABLE, PipelinePlan, load_plan
+from autosharding.pipeline import RUNNABLE, PipelinePlan, load_plan, pipeline_diff
 from autosharding.plan import Plan
-from autosharding.plan_html import plan_html
 from autosharding.plan_json import dumps
 from autosharding.plan_mlir import plan_mlir
 from autosharding.rules import rules_table
@@ -123,21 +122,25 @@ def plan(
 def show(
     file: Annotated[Path, typer.Argument(help="a plan file")],
     format: Annotated[Format, typer.Option(help="how to print it")] = Format.text,
+    piece: Annotated[int | None, typer.Option(help="of a pipeline, the plan of this piece alone")] = None,
 ) -> None:
     """Print a plan."""
     loaded = load_plan(file)
+    if piece is not None:
+        pieces = _pipeline(loaded, "--piece").plans
+        if not 0 <= piece < len(pieces):
+            raise PlanError(f"{file} is the plan of a pipeline of {len(pieces)} pieces: there is no piece {piece}.")
+        loaded = pieces[piece]
     if format is Format.text:
         print(loaded)
-    elif isinstance(loaded, PipelinePlan):
-        if format is not Format.json:
-            raise PlanError(f"{file} is the plan of a pipeline, which is shown as text or as json, not as {format}.")
-        print(json.dumps(loaded.to_json()))
-    elif format is Format.mlir:
-        print(plan_mlir(loaded), end="")
     elif format is Format.html:
-        print(plan_html(loaded))
+        print(loaded._repr_html_())
+    elif format is Format.json:
+        print(dumps(loaded), end="") if isinstance(loaded, Plan) else print(json.dumps(loaded.to_json()))
+    elif isinstance(loaded, Plan):
+        print(plan_mlir(loaded), end="")
     else:
-        print(dumps(loaded), end="")
+        raise PlanError(f"{file} is the plan of a pipeline, which is many programs: say which, --piece 0.")
 
 
 @app.command()
@@ -147,9 +150,10 @@ def diff(
 ) -> None:
     """Print what differs between two plans."""
     first, second = load_plan(a), load_plan(b)
-    if not isinstance(first, Plan) or not isinstance(second, Plan):
-        raise PlanError("Plans of pipelines are compared stage by stage, and not by this command: show each of them.")
-    print(first.diff(second))
+    if isinstance(first, Plan) and isinstance(second, Plan):
+        print(first.diff(second))
+    else:
+        print(pipeline_diff(first, second))
 
 
 @app.command()
@@ -233,7 +237,7 @@ def _pipeline(made: Plan | PipelinePlan, option: str) -> PipelinePlan:
     """
     if isinstance(made, PipelinePlan):
         return made
-    raise StageError(f"{option} is for pipelines: say --stages 2 or more.")
+    raise StageError(f"{option} is for pipelines, and this is a plan of one mesh: say --stages 2 or more.")
 
 
 def _number(option: str, said: str) -> int | Literal["auto"]:

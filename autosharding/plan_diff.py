@@ -87,14 +87,14 @@ class Difference:
             ("method", *self.method, ""),
             ("mesh", *self.mesh, ""),
             *(
-                (label, show_seconds(a), show_seconds(b), _change(a, b))
+                (label, show_seconds(a), show_seconds(b), change(a, b))
                 for label, (a, b) in (
                     ("time", self.seconds),
                     ("compute", self.compute),
                     ("communication", self.communication),
                 )
             ),
-            ("memory", *map(show_bytes, self.memory), _change(*self.memory)),
+            ("memory", *map(show_bytes, self.memory), change(*self.memory)),
         ]
         other = "other programs: the ops cannot be compared" if self.ops is None else f"{self.ops} ops split otherwise"
         return Table(f"difference of two plans of {self.name}", ("", "a", "b", "change"), tuple(rows), (3,), other)
@@ -172,5 +172,6 @@ def _grouped(changes: Iterable[InputChange]) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _change(a: float, b: float) -> str:
+def change(a: float, b: float) -> str:
+    """`+12.5%` from a to b; "" where they are equal."""
     return "" if a == b else f"{b / a - 1:+.1%}" if a else "new"

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import stage_dp
 from autosharding.errors import PlanError, StageError
+from autosharding.pipeline.plan_diff import Difference, diff
+from autosharding.pipeline.plan_tables import chart, pipeline_tables
 from autosharding.plan import Plan
 from autosharding.plan_json import to_json
 from autosharding.plan_load import from_json, read_file
-from autosharding.table import Table
 from stage_dp import SCHEDULES, Price, Schedule, Timeline, chrome_trace, interleaved, peak_of, simulate
-from stage_dp.text import show_bytes, show_seconds
 
 FORMAT = "autosharding-pipeline"
 VERSION = 3
@@ -28,9 +28,6 @@ RUNNABLE = ("gpipe", "1f1b", "1f1b-eager", "interleaved", "zero-bubble")
 
 FORWARD = "forward"
 """The schedule of a step without a backward pass."""
-
-WIDTH = 100
-"""Characters of a line of the chart."""
 
 
 @dataclass(frozen=True)
@@ -118,43 +115,16 @@ class PipelinePlan:
         finally:
             draft.unlink(missing_ok=True)
 
+    def diff(self, other: Plan | PipelinePlan) -> Difference:
+        """What is otherwise in the other plan."""
+        return diff(self, other)
+
     def __str__(self) -> str:
-        return "\n\n".join((self._facts().text(), self._stages().text(), self._chart()))
+        return "\n\n".join([*(t.text() for t in pipeline_tables(self)), chart(self)])
 
-    def _facts(self) -> Table:
-        s = self.schedule
-        sizes = Counter(plan.topology.n_devices for plan in self.plans[: s.n_stages])
-        groups = " + ".join(f"{count} x {size}" for size, count in sizes.items())
-        rows = (
-            ("schedule", str(s)),
-            ("devices", f"{groups} x {self.plans[0].topology.device.name}"),
-            ("time", f"{show_seconds(self.seconds)}, devices idle {self.timeline.bubble():.1%} of it"),
-            ("memory", f"{show_bytes(max(self.peaks))} on the fullest device"),
-        )
-        return Table(f"pipeline of {self.name}", (), rows)
-
-    def _stages(self) -> Table:
-        n = self.schedule.n_stages
-        rows = []
-        for p, (plan, price) in enumerate(zip(self.plans, self.prices, strict=True)):
-            mesh = ",".join(f"{a}={k}" for a, k in plan.mesh.items())
-            times = (price.forward, price.backward, price.before + price.after)
-            held = (price.microbatch_bytes, self.peaks[p % n])
-            first = self.firsts[p % n]
-            devices = f"{first}-{first + plan.topology.n_devices - 1}"
-            rows.append((str(p), str(p % n), devices, mesh, *map(show_seconds, times), *map(show_bytes, held)))
-        head = ("piece", "stage", "devices", "mesh", "forward", "backward", "per step", "per microbatch", "peak")
-        return Table("pieces", head, tuple(rows), tuple(range(4, len(head))))
-
-    def _chart(self) -> str:
-        """Which task runs when, a line for each stage."""
-        rows = [[" "] * WIDTH for _ in range(self.schedule.n_stages)]
-        for span in self.timeline.spans:
-            a, b = (round(t / self.seconds * WIDTH) if self.seconds else 0 for t in (span.start, span.end))
-            text = f"{span.task.kind}{span.task.microbatch}".ljust(b - a, "." if span.task.kind == "F" else "-")
-            rows[span.task.stage][a:b] = text[: b - a]
-        lines = [f"  stage {i} |{''.join(r)}|" for i, r in enumerate(rows)]
-        return "\n".join([f"schedule, {show_seconds(self.seconds)} across", *lines])
+    def _repr_html_(self) -> str:
+        tables = "".join(t.html() for t in pipeline_tables(self))
+        return f"<div>{tables}<pre>{escape(chart(self))}</pre></div>"
 
 
 def pipeline_from_json(data: Mapping[str, Any]) -> PipelinePlan:
