@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 
 from autosharding import _jax
 
-PATIENCE = 600
-"""Seconds that a process waits for the others."""
+PATIENCE = 3600
+"""Seconds that a process waits for the others, which may be planning or compiling; dead ones are noticed before."""
 
 
 def processes_of(devices: Sequence[Any]) -> tuple[int, ...]:
@@ -33,23 +34,37 @@ def has_some(devices: Iterable[Any]) -> bool:
 
 
 def in_turn(run: Callable[..., Any], devices: Iterable[Any]) -> Callable[..., Any]:
-    """A program on these devices, begun by all of their processes together where it talks between them on CPUs.
+    """A program over these devices, run so that it does not stand still on CPUs of several processes.
 
-    There a program that waits for another process holds the threads by which its own sends what it offered. So all meet
-    when each has what it reads; and the program is ended before the next is started, since collectives of programs in
-    flight at once may meet those of the other one.
+    A process there may have as many threads as devices, and each device's part of a program holds one while it waits
+    for the others; so does each part that is to be started while too many are under way. A program is started when all
+    that it reads is there, so that none of its parts waits for what takes a thread elsewhere.
+
+    One over several processes they begin together, when each has compiled it, since a collective gives up after half a
+    minute; and it is ended before the next is started, since collectives in flight at once may meet each other's.
     """
     devices = tuple(devices)
-    processes = processes_of(devices)
-    if len(processes) == 1 or devices[0].platform != "cpu":
+    if devices[0].platform != "cpu" or jax.process_count() == 1 or len(devices) == 1:
         return run
+    return _InTurn(run, processes_of(devices))
 
-    def together(*args: Any) -> Any:
+
+class _InTurn:
+    """See `in_turn`."""
+
+    def __init__(self, run: Callable[..., Any], processes: tuple[int, ...]) -> None:
+        self.run, self.processes = run, processes
+        self.uncompiled = run if isinstance(run, Wrapped) else None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.uncompiled is not None:
+            self.uncompiled.lower(*args).compile()
+            self.uncompiled = None
         jax.block_until_ready(args)
-        _meetings(processes).meet()
-        return jax.block_until_ready(run(*args))
-
-    return together
+        if len(self.processes) == 1:
+            return self.run(*args)
+        _meetings(self.processes).meet()
+        return jax.block_until_ready(self.run(*args))
 
 
 class _Meetings:
@@ -109,4 +124,5 @@ def _together(row: np.ndarray, devices: Sequence[Any], found: Callable[[Any], An
         (len(first), *row.shape), NamedSharding(mesh, PartitionSpec("process")), lambda _: row[None]
     )
     run = jax.jit(found, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    _meetings(processes_of(devices)).meet()
     return np.asarray(run(rows).addressable_data(0))

@@ -1,8 +1,7 @@
 """Arrays between the devices of several processes by `jax.lax.ppermute` over the devices of both ends together.
 
 It is a collective of XLA, and opens no port besides those of `jax.distributed`. Both ends start it at one place in the
-order of all tasks, and what an end starts afterwards waits for it. Of such programs a process has one in flight at a
-time: several at once stand still on CPUs, where collectives between processes may meet each other's.
+order of all tasks, and what a device is given afterwards waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from autosharding.keys import is_key
 from autosharding.pipeline.channel import DevicePut, KeyWire, Wire, absent, devices_of, route
-from autosharding.processes import has_some, processes_of
+from autosharding.processes import has_some, in_turn, processes_of
 
 AXIS = "device"
 
@@ -25,25 +24,22 @@ AXIS = "device"
 class Permute:
     """Between processes; what stays in one goes as `jax.device_put` does."""
 
-    def __init__(self) -> None:
-        self.in_flight: Any = ()
-
     def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True, lent: bool = False) -> Wire:
         """A wire."""
         assert isinstance(came.sharding, NamedSharding)
         if len(processes_of([*devices_of(came.sharding).flat, *devices_of(to).flat])) == 1:
             return DevicePut().wire(came, to, exact=exact, lent=lent)
         if is_key(came.dtype):
-            return KeyWire(lambda words, arrives: PermutedWire(self, words, arrives, exact=True), came, to)
-        return PermutedWire(self, came, to, exact=exact)
+            return KeyWire(lambda words, arrives: PermutedWire(words, arrives, exact=True), came, to)
+        return PermutedWire(came, to, exact=exact)
 
 
 class PermutedWire:
     """A wire between processes."""
 
-    def __init__(self, channel: Permute, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool) -> None:
+    def __init__(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool) -> None:
         assert isinstance(came.sharding, NamedSharding)
-        self.channel, self.came, self.me = channel, came, jax.process_index()
+        self.came, self.me = came, jax.process_index()
         self.route = route(came.sharding, to, len(came.shape), exact=exact)
         self.lies = self.route.over if self.route.arrive is None else to
         self.there = list(devices_of(self.route.over).flat)
@@ -51,12 +47,11 @@ class PermutedWire:
         self.here = has_some(self.devices)
         self.tile = self.route.over.shard_shape(came.shape) or (1,)
         self.round_of = _rounds(self.route.sources)
-        ends = (devices_of(came.sharding).flat, self.there)
-        self.waits = any(len(processes_of(list(end))) > 1 for end in ends)
         mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.lying = NamedSharding(mesh, PartitionSpec(AXIS))
         self.shape = (len(self.devices) * self.tile[0], *self.tile[1:])
-        self.run = jax.jit(jax.shard_map(self._sent, mesh=mesh, in_specs=self.lying.spec, out_specs=self.lying.spec))
+        sent = jax.shard_map(self._sent, mesh=mesh, in_specs=self.lying.spec, out_specs=self.lying.spec)
+        self.run = in_turn(jax.jit(sent), self.devices)
         self.nothing: dict[Any, Any] = {}
         self.queue: deque[Any] = deque()
 
@@ -68,20 +63,16 @@ class PermutedWire:
         return tuple(jax.lax.ppermute(tile, AXIS, [(place[a], place[b]) for a, b, r in ends if r == n]) for n in every)
 
     def put(self, x: Any | None) -> None:
-        """Be one end of the program that sends the array."""
+        """Be one end of the program that sends the array; all that have it bring it into the tiles that go over."""
+        tiles = {} if x is None else self._tiles(x)
         if not self.here:
             return
-        tiles = {} if x is None else self._tiles(x)
         own = [d for d in self.devices if d.process_index == self.me]
-        jax.block_until_ready(self.channel.in_flight)
         found = self.run(
             jax.make_array_from_single_device_arrays(
                 self.shape, self.lying, [tiles[d] if d in tiles else self._nothing(d) for d in own]
             )
         )
-        self.channel.in_flight = found
-        if self.waits:
-            jax.block_until_ready(found)
         if has_some(self.there):
             self.queue.append(found)
 

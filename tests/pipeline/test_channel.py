@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from autosharding.pipeline.channel import DevicePut, route
-from autosharding.pipeline.permute import Permute, PermutedWire
+from autosharding.pipeline.permute import PermutedWire
 
 X = np.arange(96.0, dtype=np.float32).reshape(12, 8)
 
@@ -30,11 +30,7 @@ WAYS = [
 ]
 
 
-def permuted(came, to, *, exact):
-    return PermutedWire(Permute(), came, to, exact=exact)
-
-
-@pytest.mark.parametrize("wire_of", [DevicePut().wire, permuted], ids=["device_put", "permute"])
+@pytest.mark.parametrize("wire_of", [DevicePut().wire, PermutedWire], ids=["device_put", "permute"])
 @pytest.mark.parametrize(("came", "to"), WAYS)
 def test_it_arrives(came, to, wire_of):
     came, to = lies(*came, 0), lies(*to, 4)
@@ -62,6 +58,6 @@ def test_a_tile_comes_from_a_device_that_has_it(came, to):
 @pytest.mark.parametrize("x", [np.float32(3), np.array([True, False]), np.arange(4).astype("bfloat16")], ids=repr)
 def test_a_permutation_of_other_kinds(x):
     came, to = lies((2,), P(), 0), lies((3,), P(), 4)
-    wire = permuted(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=came), to, exact=True)
+    wire = PermutedWire(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=came), to, exact=True)
     wire.put(jax.device_put(x, came))
     np.testing.assert_array_equal(wire.get(), x)

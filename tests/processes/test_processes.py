@@ -1,7 +1,6 @@
 """Several processes on one machine give the numbers of one device."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,34 +9,35 @@ import jax
 import numpy as np
 import pytest
 
+from tests.processes import address
 from tests.processes.step import init, run, train_step
 from tests.processes.worker import STEPS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
+LATE = 35
+"""Seconds; collectives between CPUs give up after 30."""
 
 
 def ran(processes, devices, ways):
     """What each process found."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    command = [sys.executable, "-m", "tests.processes.worker", address, str(processes)]
-    started = [
-        subprocess.Popen(
-            [*command, str(i), str(devices), json.dumps(ways)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    try:
-        said = [p.communicate(timeout=SECONDS) for p in started]
-    finally:
-        for p in started:
-            p.kill()
+    with address.kept() as place:
+        command = [sys.executable, "-m", "tests.processes.worker", place, str(processes)]
+        started = [
+            subprocess.Popen(
+                [*command, str(i), str(devices), json.dumps(ways)],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(processes)
+        ]
+        try:
+            said = [p.communicate(timeout=SECONDS) for p in started]
+        finally:
+            for p in started:
+                p.kill()
     assert [p.returncode for p in started] == [0] * processes, said
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
@@ -70,6 +70,11 @@ def test_what_was_donated_is_not_sent(channel):
 
 
 @pytest.mark.slow
+def test_a_process_that_is_late_is_waited_for():
+    check(2, 1, [{"stages": 2, "microbatches": 4, "channel": "permute"}], steps=1, late=LATE)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", ["transfer", "permute"])
 def test_stages_of_several_processes_do_not_stand_still(channel):
     options = {"stages": 2, "microbatches": 4, "channel": channel, "donate_argnums": 0}
@@ -77,11 +82,12 @@ def test_stages_of_several_processes_do_not_stand_still(channel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1), (1, 4)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1), (1, 4), (4, 2)])
 def test_more_of_them(processes, devices):
     interleaved = {"stages": 2, "microbatches": 2, "schedule": "interleaved", "chunks": 2}
     zero_bubble = {"stages": 4, "microbatches": 8, "schedule": "zero-bubble"}
     fsdp = {"stages": 2, "microbatches": 2, "method": "fsdp"}
-    permute = {"stages": 2, "microbatches": 4, "channel": "permute"}
+    half = {"stages": 2, "microbatches": 4}
     many = {"stages": 4, "microbatches": 4}
-    check(processes, devices, [{}, {"method": "fsdp"}, many, interleaved, zero_bubble, fsdp, permute])
+    permuted = [{**way, "channel": "permute"} for way in (half, many)]
+    check(processes, devices, [{}, {"method": "fsdp"}, many, interleaved, zero_bubble, fsdp, *permuted])

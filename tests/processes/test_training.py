@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import address
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_multihost.py"
 TINY = ("--hidden", "16", "--sequence", "8", "--batch", "8")
@@ -46,23 +47,21 @@ def test_the_losses_are_those_of_one_process(alone, tmp_path, processes, devices
 
 @pytest.mark.parametrize(("processes", "killed", "stages"), [(2, 1, 2)])
 def test_all_end_where_no_other_program_looks_after_them(tmp_path, processes, killed, stages):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    one = command(processes=processes, stages=stages, address=address, checkpoints=tmp_path, steps=100000, every=2)
-    logs = [open(tmp_path / f"log{i}", "w+") for i in range(processes)]  # noqa: SIM115
-    started = [subprocess.Popen([*one, "--index", str(i)], stdout=f, stderr=f) for i, f in enumerate(logs)]
-    try:
-        wait_for("step    6", tmp_path / "log0")
-        started[killed].send_signal(signal.SIGKILL)
-        began = time.monotonic()
-        for p in started:
-            p.wait(SECONDS)
-        assert time.monotonic() - began < SECONDS
-    finally:
-        for p, f in zip(started, logs, strict=True):
-            p.kill()
-            f.close()
+    with address.kept() as place:
+        one = command(processes=processes, stages=stages, address=place, checkpoints=tmp_path, steps=100000, every=2)
+        logs = [open(tmp_path / f"log{i}", "w+") for i in range(processes)]  # noqa: SIM115
+        started = [subprocess.Popen([*one, "--index", str(i)], stdout=f, stderr=f) for i, f in enumerate(logs)]
+        try:
+            wait_for("step    6", tmp_path / "log0")
+            started[killed].send_signal(signal.SIGKILL)
+            began = time.monotonic()
+            for p in started:
+                p.wait(SECONDS)
+            assert time.monotonic() - began < SECONDS
+        finally:
+            for p, f in zip(started, logs, strict=True):
+                p.kill()
+                f.close()
     for i in set(range(processes)) - {killed}:
         assert started[i].returncode != 0
         assert names(killed, (tmp_path / f"log{i}").read_text()), (tmp_path / f"log{i}").read_text()[-2000:]

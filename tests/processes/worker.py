@@ -5,6 +5,7 @@ python -m tests.processes.worker ADDRESS PROCESSES INDEX DEVICES '[[{"stages": 2
 
 import json
 import sys
+import time
 
 import jax
 
@@ -17,11 +18,13 @@ STEPS = 3
 
 def born(options, steps=STEPS, late=0.0):
     """Losses from a state born on its stages, and whether it stays where it is; the last process is late each time."""
+    last = jax.process_index() == jax.process_count() - 1
+    late = late if last else 0.0
+    time.sleep(late)
     step = asd.parallelize(train_step, **options)
     state = step.init(init, jax.random.key(0), rest=(batch(0),))
     wanted = jax.tree.leaves(step.shardings(state, batch(0))[0])
-    last = jax.process_index() == jax.process_count() - 1
-    found, state = run(step, state, steps, late if last else 0.0)
+    found, state = run(step, state, steps, late)
     stays = [x.sharding.is_equivalent_to(s, x.ndim) for x, s in zip(jax.tree.leaves(state), wanted, strict=True)]
     everywhere = asd.spread(state)
     spread = [
