@@ -55,6 +55,10 @@ RESTING = 1e-3
 STUCK = 2
 """Rounds without a better choice after which the search begins anew beside, where seconds are limited."""
 
+IDLE = 30
+"""Rounds in a row that lead nowhere after which it ends, where seconds are not limited: small problems would go on for
+thousands before their work is spent."""
+
 LAST = 0.1
 """Share of the seconds at the end in which no kernel is begun that may take longer than what is left."""
 
@@ -73,7 +77,7 @@ def close(
 ) -> float:
     """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
     bound = relaxation.bound
-    share, took, stuck = 0.1, 0.0, 0
+    share, took, stuck, idle = 0.1, 0.0, 0, 0
     narrowing = Narrowing(relaxation, incumbent, clock, rng, part)
     climbing = len(relaxation.prices) > 0 and oracle is None and CLIMB[part] > 0
     for attempt in itertools.count():
@@ -81,8 +85,9 @@ def close(
         bound = min(max(bound, relaxation.bound, clock.bound), incumbent.cost)
         clock.bound = max(clock.bound, bound)
         clock.tell("search")
-        if clock.over() or bound >= incumbent.cost:
+        if clock.over() or bound >= incumbent.cost or (clock.seconds is None and idle >= IDLE):
             break
+        before = incumbent.cost, bound
         if part != "prove" or not climbing:
             stuck = 0 if _improve(relaxation, incumbent, clock, rng, cores, part) else stuck + 1
         if part != "prove" and cores is None and stuck >= STUCK and clock.seconds is not None:
@@ -106,6 +111,8 @@ def close(
             if proof:
                 bound = incumbent.cost
                 break
+        raised, gap = max(bound, relaxation.bound) - before[1], before[0] - before[1]
+        idle = 0 if incumbent.cost < before[0] or raised > RESTING * gap else idle + 1
         if attempt + 1 >= ATTEMPTS and clock.seconds is None and clock.work is None:
             break
     bound = min(bound, incumbent.cost)

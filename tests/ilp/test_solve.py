@@ -6,6 +6,8 @@ from layered import ONE, TWO, gpt
 from random_problems import random_problem
 
 import ilp
+import ilp.close
+import ilp.outright
 import ilp.search
 
 
@@ -22,6 +24,19 @@ def test_solve_agrees_with_brute_force(tiny, monkeypatch):
             assert problem.feasible(got.choice)
             assert math.isclose(got.objective, brute.objective, rel_tol=1e-9, abs_tol=1e-12)
             assert got.bound <= brute.objective * (1 + 1e-9)
+
+
+def test_a_search_that_leads_nowhere_ends_before_its_work_is_spent(monkeypatch):
+    """Six that should all differ in three strategies: messages do not see the cost, and kernels are left out here."""
+    monkeypatch.setattr(ilp.search, "TINY", 0)
+    monkeypatch.setattr(ilp.close, "SMALL", 0)
+    monkeypatch.setattr(ilp.outright, "UNTIMED_EXACT", 0)
+    pairs = [(u, v) for u in range(6) for v in range(u)]
+    problem = ilp.Problem("differ", (np.zeros(3),) * 6, tuple(ilp.Edge(u, v, np.eye(3)) for u, v in pairs))
+    got = ilp.solve(problem, work=3 * 10**7)
+    assert got.objective == 3.0
+    assert got.bound < 1.0
+    assert got.work < 10**7
 
 
 @pytest.mark.parametrize(("layers", "axes"), [(1, TWO), (4, TWO), (24, ONE)])
