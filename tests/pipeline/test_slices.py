@@ -145,6 +145,28 @@ def test_layers_that_stages_cannot_share_equally():
     assert many[0][0]["w"].sharding == run.shardings(state, tokens)[0][0]["w"]
 
 
+def test_keys_that_a_loop_hands_on():
+    """Each microbatch makes the same key in the loop, and the next slice goes on with it."""
+
+    def loss(p, tokens, key):
+        def layer(carry, w):
+            (h, key), (key, own) = carry, jax.random.split(carry[1])
+            return (h + jnp.tanh(h @ w) * jax.random.bernoulli(own, 0.9, h.shape), key), None
+
+        (h, _), _ = jax.lax.scan(layer, (p["embed"][tokens], key), p["w"])
+        return jnp.mean(jnp.square(h))
+
+    def dropped(p, tokens, key):
+        value, grads = jax.value_and_grad(loss)(p, tokens, key)
+        return jax.tree.map(lambda w, g: w - RATE * g, p, grads), value
+
+    (p, _), tokens = arguments()
+    p = {"embed": p["embed"], "w": p["w"]}
+    run = asd.parallelize(dropped, stages=2, microbatches=4, devices=jax.devices()[:2])
+    one, many = (fn(p, tokens, jax.random.key(3)) for fn in (jax.jit(dropped), run))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), one, many)
+
+
 @pytest.mark.parametrize("layers", [LAYERS, 6])
 def test_slices_that_travel_are_priced(layers):
     run = asd.parallelize(step, stages=4, microbatches=4)
