@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autosharding.api import Program, Step
+from autosharding.api import Step
 from autosharding.compare import Comparison, compare
 from autosharding.leaves import Structure, take_result
+from autosharding.program import Program
 from autosharding.table import Table
 
 TOLERANCE = 1e-4

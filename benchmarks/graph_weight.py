@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from autosharding import zoo
-from autosharding.api import shape_of, trace
-from autosharding.leaves import take_apart
+from autosharding.leaves import shape_of, take_apart
 from autosharding.planner.formulate import Restrictions, formulate
 from autosharding.planner.liveness import liveness
 from autosharding.planner.tables import Tables
 from autosharding.rules import rules_of
 from autosharding.strategies import monoids
+from autosharding.traced import trace
 from cost_model import Cluster
 
 

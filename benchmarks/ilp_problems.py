@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import ilp
-from autosharding.api import parallelize, shape_of, trace
+from autosharding.api import parallelize
+from autosharding.leaves import shape_of
 from autosharding.planner import problem_of
+from autosharding.traced import trace
 from autosharding.zoo.gpt import GPT, build_gpt
 from cost_model import Axis, Cluster, Topology
 from ilp.iopddl import write_problem

@@ -22,7 +22,6 @@ import numpy as np
 
 import autosharding as asd
 from autosharding import placing
-from autosharding.api import trace
 from autosharding.executor import executable
 from autosharding.graph import Graph, Value
 from autosharding.leaves import shape_of, take_apart
@@ -31,6 +30,7 @@ from autosharding.microbatch.ways import share
 from autosharding.planner import plan_graph
 from autosharding.run_graph import Plain
 from autosharding.target import Target, find_target
+from autosharding.traced import trace
 from cost_model import Cluster
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import autosharding as asd
-from autosharding.api import Traced, parallelize, trace
+from autosharding.api import parallelize
 from autosharding.leaves import shape_of
 from autosharding.pipeline import OnceForSame, PiecePlanner, PipelinePlan
 from autosharding.pipeline.build import Site, cut, forward_of
@@ -26,6 +26,7 @@ from autosharding.pipeline.layers import layers_of
 from autosharding.pipeline.plan import schedule_of
 from autosharding.pipeline.slices import in_slices
 from autosharding.target import Target, find_target
+from autosharding.traced import Traced, trace
 from cost_model import Cluster, show_bytes, show_seconds
 
 NO_LIMIT = 1 << 60

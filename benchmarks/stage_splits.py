@@ -13,11 +13,12 @@ import argparse
 from itertools import pairwise
 from pathlib import Path
 
-from autosharding.api import parallelize, trace
+from autosharding.api import parallelize
 from autosharding.leaves import shape_of
 from autosharding.pipeline import OnceForSame, PiecePlanner, StageSearch
 from autosharding.pipeline.stages import Candidate
 from autosharding.target import find_target
+from autosharding.traced import trace
 from cost_model import Cluster, show_bytes, show_seconds
 from stage_dp import NoStages, StageError, Stages, Submesh, cluster_layers, split_layers
 

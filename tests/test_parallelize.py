@@ -505,7 +505,7 @@ def test_plan_for_hardware_that_is_not_here():
 
 def test_plan_is_replayed_without_the_solver(monkeypatch):
     plan = asd.plan(sgd, *ARGS, cluster="cpu:8", method="fsdp")
-    monkeypatch.setattr("autosharding.api.plan_graph", None)
+    monkeypatch.setattr("autosharding.choose.plan_graph", None)
     step = asd.parallelize(sgd, plan=plan)
     close(step(*ARGS), jax.jit(sgd)(*ARGS))
     assert step.plan(*ARGS) is plan
