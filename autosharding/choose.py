@@ -35,14 +35,12 @@ from autosharding.traced import Traced
 from cost_model import Cluster
 from stage_dp import NoStages
 
-DOUBT = 1.25
-"""Where one stage is promised to take less than so many times what the pipeline takes, one mesh is planned as well."""
-
 LARGE = 8000
 """Ops of a step that takes minutes to plan on one mesh ..."""
 
 SURE = 0.9
-"""... which is then done only where that is promised to take less than so many times what the pipeline takes."""
+"""... which is then done only where the prices of layers promise that it takes less than so many times what stages do.
+They are for the stages' number of microbatches; one mesh may do with fewer, and be faster than promised."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def _fastest(
     except (NoStages, StageError, MicrobatchError, Infeasible):
         return one_mesh()
     several = Chosen(plan, pipeline)
-    if large or found.one_mesh > DOUBT * plan.seconds:
+    if large:
         return several
     try:
         return min(one_mesh(), several, key=lambda p: p.plan.seconds)

@@ -14,6 +14,7 @@ from autosharding.pipeline import PiecePlanner, pipelined
 from autosharding.pipeline.build import equal_sites
 from autosharding.pipeline.runner import Held
 from autosharding.run_graph import Plain
+from autosharding.target import find_target
 from cost_model import Cluster
 from tests.microbatch.steps import (
     B,
@@ -235,6 +236,13 @@ def test_the_fastest_number_of_stages():
     plan = asd.plan(sgd(untied), *arrays(), cluster="cpu:4", stages="auto")
     others = [asd.plan(sgd(untied), *arrays(), cluster="cpu:4", stages=n).seconds for n in (1, 2)]
     assert plan.seconds <= min(others)
+
+
+@pytest.mark.slow
+def test_one_mesh_that_does_with_fewer_microbatches_may_be_fastest():
+    gpt = find_target("gpt:350m", batch=32)
+    found, one = (asd.plan(gpt.step, *gpt.args, cluster="v100:1x4", stages=n).seconds for n in ("auto", 1))
+    assert found <= one
 
 
 @pytest.mark.parametrize("microbatches", [2, "auto"])
