@@ -35,7 +35,7 @@ from autosharding.traced import Traced
 from cost_model import Cluster
 from stage_dp import NoStages
 
-LARGE = 8000
+LARGE = 16000
 """Ops of a step that takes minutes to plan on one mesh ..."""
 
 SURE = 0.9
