@@ -20,9 +20,9 @@ Every process of a job runs this same program; what is needed is that they find 
       python examples/train_multihost.py --stages 2 --address train-0.train:1234 --processes 2 \
           --index $JOB_COMPLETION_INDEX --checkpoints /shared/checkpoints
 
-When a process dies, all end within a minute: the rest by the heartbeats of `jax.distributed`, on one machine the
-program that started them ends them at once. Run again, on as many devices as are left, it goes on from the last
-checkpoint, under a new plan.
+When a process dies, all end within a minute and say which: the rest by the heartbeats of `jax.distributed`, on one
+machine the program that started them ends them at once. Run again, on as many devices as are left, it goes on from the
+last checkpoint, under a new plan.
 """
 
 import argparse
@@ -43,6 +43,9 @@ import autosharding as asd
 
 HEARTBEAT_SECONDS = 20
 """After so long without a sign of life a process is taken for dead, and all others end."""
+
+LEADER = "Where JAX says that the coordination service, its leader, has died, process 0 has."
+"""Said by the other processes before they start: JAX ends them where they stand, and names all but this one itself."""
 
 POLL_SECONDS, GRACE_SECONDS = 0.2, 5.0
 """How often the starter looks after its processes; how long they have to end when told to."""
@@ -105,6 +108,8 @@ def work(options: argparse.Namespace) -> None:
         jax.distributed.initialize(
             options.address, options.processes, options.index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
+    if jax.process_index() > 0:
+        print(LEADER, file=sys.stderr, flush=True)
     step = asd.parallelize(gpt.train_step, stages=options.stages, microbatches=options.microbatches, donate_argnums=0)
     say(f"{len(jax.devices())} devices of {jax.process_count()} processes, {options.stages} stages")
     train(step, options.steps, open_checkpoints(options.checkpoints), options.every)
@@ -119,19 +124,20 @@ def start(options: argparse.Namespace, arguments: list[str]) -> None:
     Raises:
         SystemExit: naming the process that failed.
     """
-    with socket.socket() as s:
+    with socket.socket() as s:  # keeps the port, which process 0 shares, from all others
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    own = [sys.executable, __file__, *arguments, "--address", address, "--checkpoints", options.checkpoints]
-    workers = [subprocess.Popen([*own, "--index", str(i)]) for i in range(options.processes)]
-    print("processes", *(w.pid for w in workers), flush=True)
-    try:
-        while not (failed := [i for i, w in enumerate(workers) if w.poll()]):
-            if all(w.returncode == 0 for w in workers):
-                return
-            time.sleep(POLL_SECONDS)
-    finally:
-        end(workers)
+        own = [sys.executable, __file__, *arguments, "--address", address, "--checkpoints", options.checkpoints]
+        workers = [subprocess.Popen([*own, "--index", str(i)]) for i in range(options.processes)]
+        print("processes", *(w.pid for w in workers), flush=True)
+        try:
+            while not (failed := [i for i, w in enumerate(workers) if w.poll()]):
+                if all(w.returncode == 0 for w in workers):
+                    return
+                time.sleep(POLL_SECONDS)
+        finally:
+            end(workers)
     fates = "; ".join(f"process {i} of {len(workers)} {fate(workers[i].returncode)}" for i in failed)
     raise SystemExit(
         f"A step needs all processes, and {fates}. The rest were ended. The last checkpoint is intact: the same "
