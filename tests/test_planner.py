@@ -8,6 +8,7 @@ import pytest
 
 from autosharding.capture import capture
 from autosharding.errors import AutoshardingError, Infeasible
+from autosharding.microbatch import batch_of
 from autosharding.plan_mlir import plan_mlir
 from autosharding.planner import METHODS, plan_graph
 from autosharding.planner.roles import roles
@@ -74,6 +75,35 @@ def test_the_weights_of_a_step_without_gradient_are_parameters():
     plan = plan_graph(graph, CLUSTER, mesh={"x": 2, "y": 4}, state={0: 0}, method="megatron")
     products = [dict(s.factors) for s in plan.steps if s.op == "dot_general"]
     assert all(split.pop("i0") == ("x",) and list(split.values()) == [("y",)] for split in products)
+
+
+def adapted(state, frozen, image, labels):
+    """Adapters alone are trained; as many examples as the model is wide."""
+    adapters, ema = state
+
+    def loss(adapters):
+        layout = ("NHWC", "HWIO", "NHWC")
+        h = jax.lax.conv_general_dilated(image, frozen["window"], (1, 1), "SAME", dimension_numbers=layout).mean((1, 2))
+        for w, a in zip(frozen["layers"], adapters, strict=True):
+            h = jnp.maximum(h, jnp.zeros(16)) + jnp.zeros((16, 1))
+            h = h + jnp.tanh(h @ w * frozen["scale"] + h @ a @ a.T) + frozen["table"][labels]
+        return -jnp.take_along_axis(jax.nn.log_softmax(h @ frozen["head"]), labels[:, None], -1).mean()
+
+    adapters = jax.tree.map(lambda a, g: a - g, adapters, jax.grad(loss)(adapters))
+    return adapters, jax.tree.map(lambda e, a: 0.9 * e + 0.1 * a, ema, adapters)
+
+
+def test_weights_that_are_not_trained_are_parameters():
+    """Whether or not their first dim has as many elements as there are examples."""
+    frozen = {"head": (16, 16), "layers": [(16, 16)] * 2, "scale": (16,), "table": (16, 16), "window": (3, 3, 3, 16)}
+    adapters = [jnp.zeros((16, 2))] * 2
+    images, labels = jnp.zeros((16, 8, 8, 3)), jnp.zeros(16, jnp.int32)
+    weights = jax.tree.map(jnp.zeros, frozen, is_leaf=lambda shape: isinstance(shape, tuple))
+    args, tree = jax.tree.flatten(((adapters, adapters), weights, images, labels))
+    graph = capture(lambda *a: jax.tree.leaves(adapted(*jax.tree.unflatten(tree, a))), args)
+    state = {i: i for i in range(4)}
+    assert roles(graph, state) == (*["parameter"] * 2, *["optimizer"] * 2, *["parameter"] * 6, "batch", "batch")
+    assert batch_of(graph, state) == 16
 
 
 def test_without_gradient_and_without_a_batch_in_the_results_all_is_batch():

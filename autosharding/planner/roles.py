@@ -2,7 +2,7 @@
 
 State is what comes in and leaves as new state. Where the step is differentiated, a parameter is the state that the
 forward pass computes with, an optimizer state is what only the update reads, and the rest of the arguments are the
-batch. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
+batch, but for frozen weights (`frozen`), which are parameters, too. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
 common with a result; weights are summed along it, looked up in it, or scanned. Where no argument has, all are batch.
 What passes by, a microbatch at a time, is a stream: its first dim is that of the microbatches. An input of a part of a
 program is to it what it is to the whole; what another part made, once, is handed over.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 
 from autosharding.graph import Graph, Op, Value
+from autosharding.planner.frozen import frozen
 from autosharding.rules import Rule, rules_of
 
 ROLES = ("parameter", "optimizer", "state", "batch", "stream", "handed", "constant")
@@ -40,10 +41,13 @@ def roles(
 
 def _of_training(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
     is_state = set(state.values())
-    for i, v in enumerate(graph.inputs):
-        phases = _read_in(graph, v)
+    read = [_read_in(graph, v) for v in graph.inputs]
+    passed_on = {i for o, i in state.items() if graph.outputs[o] is graph.inputs[i]}
+    trained = passed_on | {i for i in is_state if "update" in read[i]}
+    weights = frozen(graph, set(range(graph.n_arguments)) - is_state, trained)
+    for i, (v, phases) in enumerate(zip(graph.inputs, read, strict=True)):
         if i not in is_state:
-            yield "batch"
+            yield "parameter" if i in weights else "batch"
         elif _is_float(v) and phases & {"forward", "backward"}:
             yield "parameter"
         else:
