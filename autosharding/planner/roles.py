@@ -2,10 +2,11 @@
 
 State is what comes in and leaves as new state. Where the step is differentiated, a parameter is the state that the
 forward pass computes with, an optimizer state is what only the update reads, and the rest of the arguments are the
-batch, but for frozen weights (`frozen`), which are parameters, too. A step that is never differentiated hands its weights on to nobody: there a batch is what has its first dim in
-common with a result; weights are summed along it, looked up in it, or scanned. Where no argument has, all are batch.
-What passes by, a microbatch at a time, is a stream: its first dim is that of the microbatches. An input of a part of a
-program is to it what it is to the whole; what another part made, once, is handed over.
+batch, but for frozen weights (`frozen`), which are parameters, too. A step that is never differentiated hands its
+weights on to nobody: there a batch is what has its first dim in common with a result; weights are summed along it,
+looked up in it, or scanned. Where no argument has, all are batch. What passes by, a microbatch at a time, is a stream:
+its first dim is that of the microbatches. An input of a part of a program is to it what it is to the whole; what
+another part made, once, is handed over.
 """
 
 from __future__ import annotations
