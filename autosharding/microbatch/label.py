@@ -145,7 +145,8 @@ class _Labeller:
         """Label all ops, until the states of lanes stay as they are."""
         while True:
             before = list(self.lanes), set(self.late)
-            self.blocked.clear()
+            waiting = [(a, self.graph.borders[a][-1]) for a in self.late]  # why they wait is not met again
+            self.blocked = {i: b for i, b in self.blocked.items() if any(a <= i <= end for a, end in waiting)}
             for op in self.graph.ops:
                 if op.region is None:
                     self._op(op)

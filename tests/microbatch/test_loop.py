@@ -229,6 +229,21 @@ def test_what_couples_examples_is_refused(loss, op, why, line):
     assert re.search(r"\d+% of the work on the batch would run unsplit", str(error.value))
 
 
+def several_steps(p, tokens):
+    """Each with what the one before it made of the parameters."""
+
+    def one(p, piece):
+        value, grads = jax.value_and_grad(mean_loss)(p, piece)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, p, grads), value
+
+    return jax.lax.scan(one, p, tokens.reshape(2, B // 2, -1))
+
+
+def test_steps_in_a_loop_of_the_users_own_are_refused_by_their_op():
+    with pytest.raises(asd.MicrobatchError, match=r"\w+ \(steps.py:\d+ \(.*\)\) reads a sum over the whole batch"):
+        split(several_steps, arrays(), 2)
+
+
 def sorted_by_expert(p, tokens):
     x = p["emb"][tokens].reshape(B * (S + 1), D)
     order = jnp.argsort((x @ p["layers"][0][:, :4]).argmax(-1))
