@@ -138,8 +138,23 @@ class Forward:
                 if slack >= n_pieces:
                     raise StageError(
                         f"The step {self.labels.graph.name!r} was to be cut into {n_pieces} pieces: {error}"
+                        f"{self._in_a_loop}"
                     ) from error
                 slack *= 2
+
+    @property
+    def _in_a_loop(self) -> str:
+        """For errors: the loop that holds most of the work, which is one op to the cut."""
+        share, n = max(zip(self.work, self.cuttable, strict=True), default=(0.0, 0))
+        op = self.labels.graph.ops[self.units[n].first] if self.units else None
+        loops = op is not None and op.region is not None and op.region.kind in ("scan", "while")
+        if op is None or not loops or op.params.get("length") == 1 or 2 * share <= sum(self.work):
+            return ""
+        return (
+            f" Most of the work is in {op.where}, which stays in one piece, for it does not run over the parameters of "
+            "layers. A loop over parts of the batch can be left out: the step on the whole batch, with microbatches, "
+            "does the same."
+        )
 
     def whole(self, value: int) -> bool:
         """Whether a value is there before the loop."""

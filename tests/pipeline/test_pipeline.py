@@ -271,6 +271,18 @@ def test_more_stages_than_layers():
     assert len(asd.parallelize(step, stages=nearest, microbatches=2).plan(*args).plans) == nearest
 
 
+def test_a_loop_over_the_batch_that_cannot_be_cut_is_named():
+    def step(w, x):
+        def piece(grads, x):
+            return grads + jax.grad(lambda w: jnp.mean(jnp.square(jnp.tanh(x @ w) @ w)))(w), None
+
+        return w - jax.lax.scan(piece, jnp.zeros_like(w), x.reshape(2, -1, 4))[0]
+
+    args = np.ones((4, 4), np.float32), np.ones((8, 4), np.float32)
+    with pytest.raises(asd.StageError, match=r"work is in scan \(test_pipeline.py:.*with microbatches, does the same"):
+        asd.parallelize(step, stages=2, microbatches=2, devices=jax.devices()[:2]).plan(*args)
+
+
 def test_it_cannot_be_compiled_as_one():
     with pytest.raises(asd.UnsupportedProgram, match="many programs"):
         asd.parallelize(sgd(sum_loss), stages=2, microbatches=2).lower(*arrays())
