@@ -31,13 +31,14 @@ def roles(
         streams: ids of the values that pass by.
         told: input index -> role, where it is known of the whole program.
     """
-    told = told or {}
-    differentiated = any(op.phase == "backward" for op in graph.ops)
-    role = _of_training(graph, state) if differentiated else _of_inference(graph, state)
-    return tuple(
-        "constant" if i >= graph.n_arguments else "stream" if v.id in streams else told.get(i, r)
-        for i, (v, r) in enumerate(zip(graph.inputs, role, strict=True))
-    )
+    known = dict(told or {})
+    known |= {i: "stream" for i, v in enumerate(graph.inputs) if v.id in streams}
+    known |= dict.fromkeys(range(graph.n_arguments, len(graph.inputs)), "constant")
+    if len(known) < len(graph.inputs):
+        differentiated = any(op.phase == "backward" for op in graph.ops)
+        read = _of_training(graph, state) if differentiated else _of_inference(graph, state)
+        known = dict(enumerate(read)) | known
+    return tuple(known[i] for i in range(len(graph.inputs)))
 
 
 def _of_training(graph: Graph, state: Mapping[int, int]) -> Iterator[str]:
