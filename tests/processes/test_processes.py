@@ -75,10 +75,11 @@ def test_a_process_that_is_late_is_waited_for():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(4, 1), (2, 2)])
 @pytest.mark.parametrize("channel", ["transfer", "permute"])
-def test_stages_of_several_processes_do_not_stand_still(channel):
+def test_stages_of_several_devices_do_not_stand_still(channel, processes, devices):
     options = {"stages": 2, "microbatches": 4, "channel": channel, "donate_argnums": 0}
-    check(4, 1, [options, {**options, "schedule": "zero-bubble"}], steps=100)
+    check(processes, devices, [options, {**options, "schedule": "zero-bubble"}], steps=100)
 
 
 @pytest.mark.slow
