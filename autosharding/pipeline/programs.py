@@ -215,4 +215,4 @@ class _Part(PlanRun):
         enters = self.parts.entering(key) if self.part == BEFORE else None
         if enters is not None:
             return self.read(*enters, None)
-        return self.made[key[0]] if key[1] == AS_MADE else self.source(key[1], None)
+        return self.read(self.graph.values[key[0]], key[1], self.parts.spec(key), None)
