@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from autosharding import graph as region
-from autosharding.graph import Atom, Graph, Op, Value
+from autosharding.graph import Atom, Op, Value
 from autosharding.pipeline.piece import Piece, Port
 from autosharding.pipeline.units import spans
 from autosharding.plan import AS_MADE, Plan
@@ -73,7 +73,7 @@ class Parts:
 
     def __init__(self, piece: Piece, plan: Plan, rounds: Mapping[int, int], *, splits_backward: bool = False) -> None:
         self.piece, self.graph, self.plan, self.splits_backward = piece, piece.graph, plan, splits_backward
-        self.opening = _main_loop(piece.graph)
+        self.opening = _main_loop(piece)
         self.closing = piece.graph.borders[self.opening][-1]
         self.lanes = self._lanes()
         self.rounds = rounds
@@ -355,7 +355,19 @@ def is_backward(ports: Sequence[Port], lane: Lane) -> bool:
     return lane.kind == "received" and lane.port is not None and ports[lane.port].backward
 
 
-def _main_loop(graph: Graph) -> int:
-    """The op that opens the loop over microbatches: the largest region outside all others."""
+def _main_loop(piece: Piece) -> int:
+    """The op that opens the loop over microbatches: it reads what is received there and makes what is sent.
+
+    Of a piece without others it is the largest region outside all others.
+    """
+    graph = piece.graph
+    for v, port in zip(graph.inputs, piece.inputs, strict=False):
+        if port.kind == "loop":
+            return graph.readers[v.id][0][0].index
+    opens = {group[-1]: a for a, group in graph.borders.items()}
+    for a, port in zip(graph.outputs, piece.outputs, strict=True):
+        made = graph.producer[a.id] if port.kind == "loop" and isinstance(a, Value) else None
+        if made is not None:
+            return opens[made.index]
     outer = {a: g[-1] - a for a, g in graph.borders.items() if not graph.depths[a] and graph.ops[a].name == "scan"}
     return max(outer, key=lambda a: outer[a])

@@ -90,6 +90,19 @@ def with_each(p, tokens):
     return jax.tree.map(lambda w, g: w - RATE * g, p, grads), value, each
 
 
+def looping(p, tokens):
+    """The update has a loop larger than that over the microbatches; a result is made of literals."""
+
+    def smaller(_, g):
+        for _ in range(100):
+            g = g - 0.01 * jnp.tanh(g)
+        return g
+
+    value, grads = jax.value_and_grad(untied)(p, tokens)
+    grads["w1"] = jax.lax.fori_loop(0, 2, smaller, grads["w1"])
+    return jax.tree.map(lambda w, g: w - RATE * g, p, grads), value, jnp.zeros(1)
+
+
 def apart(x, place):
     """An array of a loop over layers in slices."""
     return np.split(np.asarray(x), place.count, place.dim) if place.count > 1 else [x]
@@ -144,6 +157,7 @@ CASES = [
     ("its own position", sgd(arange_loss), F1B(2, 8)),
     ("a root", sgd(root_loss), F1B(2, 4)),
     ("something for each example", with_each, F1B(2, 4)),
+    ("loops in the update", looping, F1B(2, 2)),
     ("one microbatch", sgd(deep), F1B(4, 1)),
     ("gpipe", sgd(deep), stage_dp.gpipe(4, 8)),
     ("eager", sgd(deep), stage_dp.eager_one_f_one_b(2, 4)),
@@ -153,7 +167,7 @@ CASES = [
 ]
 
 
-QUICK = {"tied, a sum loss", "clipped by the global norm", "interleaved", "zero-bubble, clipped"}
+QUICK = {"tied, a sum loss", "clipped by the global norm", "loops in the update", "interleaved", "zero-bubble, clipped"}
 
 
 @pytest.mark.parametrize(
