@@ -277,7 +277,8 @@ class _Labeller:
             if any(isinstance(s, Sliced) for s in given):
                 self._block(op, WAITS, self._waited_for(op))
             return "after"
-        return "loop"
+        sums_alone = not self.within and all(isinstance(s, Whole | Partial) for s in given)
+        return "after" if sums_alone else "loop"
 
     def _join(self, op: Op) -> bool:
         """Bring what a border reads into its lanes; False where that fails, and the region has to wait."""

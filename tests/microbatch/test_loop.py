@@ -229,6 +229,17 @@ def test_what_couples_examples_is_refused(loss, op, why, line):
     assert re.search(r"\d+% of the work on the batch would run unsplit", str(error.value))
 
 
+def every_second(p, tokens):
+    """What is done with the gradients depends on something known before."""
+    value, grads = jax.value_and_grad(mean_loss)(p, tokens)
+    w = jax.lax.cond(p["pos"][0, 0] > 0, lambda g: g @ g.T @ g @ g.T @ g, lambda g: g, grads["w1"])
+    return value, {**grads, "w1": w}
+
+
+def test_branches_on_gradients_wait_for_their_sums():
+    agree(every_second, arrays(), 2)
+
+
 def several_steps(p, tokens):
     """Each with what the one before it made of the parameters."""
 
