@@ -184,9 +184,9 @@ def _shown(x: float | None) -> str:
 
 
 def models() -> tuple[str, ...]:
-    """The names of the models, and of the examples that train."""
+    """The names of the models, and of the examples that train one of their own."""
     found = [*sorted((EXAMPLES / "models").glob("*.py")), *sorted(EXAMPLES.glob("train_*.py"))]
-    return tuple(p.stem for p in found)
+    return tuple(p.stem for p in found if "\ndef make(" in p.read_text(encoding="utf-8"))
 
 
 def target_of(name: str) -> Target:
