@@ -16,7 +16,7 @@ from autosharding import hlo
 from autosharding.capture_regions import ASSUMED_TRIPS
 from autosharding.plan import Copy, Plan
 from autosharding.reshard import Move
-from autosharding.table import Table
+from autosharding.table import InTables, Table
 from cost_model import show_bytes
 
 ANY_AXES = ("*",)
@@ -87,7 +87,7 @@ class XlaMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(InTables):
     """A plan beside its compiled program.
 
     Attributes:
@@ -111,12 +111,6 @@ class Comparison:
     def memory_ratio(self) -> float | None:
         """Predicted memory over XLA's; None where the backend does not tell."""
         return self.predicted / self.memory.peak if self.memory is not None and self.memory.peak else None
-
-    def __str__(self) -> str:
-        return "\n\n".join(t.text() for t in self._tables())
-
-    def _repr_html_(self) -> str:
-        return "<div>" + "".join(t.html() for t in self._tables()) + "</div>"
 
     def _tables(self) -> Iterable[Table]:
         rows = tuple(map(_row, self.lines)) or (("none", "", "0", "0", "", "", "", "", "equal"),)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autosharding.plan_tables import common_name, mesh_text, pattern
-from autosharding.table import Table
+from autosharding.table import InTables, Table
 from cost_model import show_bytes, show_seconds
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(InTables):
     """Plan a against plan b; pairs are (a, b).
 
     Attributes:
@@ -68,12 +68,6 @@ class Difference:
         moved = any(a != b for t in self.traffic for a, b in (t.count, t.bytes, t.seconds))
         pairs = (self.method, self.mesh, self.seconds, self.compute, self.communication, self.memory)
         return not self.same_program or bool(self.inputs or self.ops) or moved or any(a != b for a, b in pairs)
-
-    def __str__(self) -> str:
-        return "\n\n".join(t.text() for t in self._tables())
-
-    def _repr_html_(self) -> str:
-        return "<div>" + "".join(t.html() for t in self._tables()) + "</div>"
 
     def _tables(self) -> Iterable[Table]:
         yield self._totals()

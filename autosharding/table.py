@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -55,3 +56,18 @@ class Table:
     @property
     def _width(self) -> int:
         return max(map(len, [self.header, *self.rows]), default=1)
+
+
+class InTables:
+    """What is shown in tables, as text and in a notebook."""
+
+    __slots__ = ()
+
+    def _tables(self) -> Iterable[Table]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n\n".join(t.text() for t in self._tables())
+
+    def _repr_html_(self) -> str:
+        return "<div>" + "".join(t.html() for t in self._tables()) + "</div>"

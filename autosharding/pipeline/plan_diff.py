@@ -19,7 +19,7 @@ from autosharding.pipeline.plan_tables import (
 from autosharding.plan import Plan
 from autosharding.plan_diff import change
 from autosharding.plan_tables import mesh_text
-from autosharding.table import Table
+from autosharding.table import InTables, Table
 from stage_dp.text import show_bytes, show_seconds
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(InTables):
     """Plan a against plan b.
 
     Attributes:
@@ -67,12 +67,6 @@ class Difference:
     def __bool__(self) -> bool:
         """Whether anything differs."""
         return self.a != self.b or self.ops is None or any(self.ops)
-
-    def __str__(self) -> str:
-        return "\n\n".join(t.text() for t in self._tables())
-
-    def _repr_html_(self) -> str:
-        return "<div>" + "".join(t.html() for t in self._tables()) + "</div>"
 
     def _tables(self) -> Iterable[Table]:
         yield self._totals()
