@@ -6,6 +6,8 @@ What is here and why it cannot be had from the public names:
 - `eqn.ctx.manager`, `Primitive.get_bind_params`: needed to bind an equation again as it was traced.
 - `jax.extend.source_info_util`: the user's line and name scopes of an equation.
 - `jax._src.distributed`: the one barrier between processes that needs no device.
+- `jaxlib.xla_client.batched_copy_array_to_devices_with_sharding`: the copies that `jax.device_put` makes, without all
+  that it looks up in Python before each.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jax._src import distributed
 from jax.core import eval_jaxpr
 from jax.extend import core as jex
 from jax.extend import source_info_util
+from jaxlib import xla_client
 
 JaxprLiteral = jex.Literal
 
@@ -240,3 +243,15 @@ def meet(name: str, seconds: int, processes: Sequence[int] | None = None) -> Non
     client = distributed.global_state.client
     assert client is not None, "jax.distributed is not initialized"
     client.wait_at_barrier(name, seconds * 1000, process_ids=None if processes is None else list(processes))
+
+
+def copies(to: Sequence[jax.sharding.Sharding]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
+    """A program that brings arrays to other devices of this process, in the tiles that they have: one each to `to`."""
+    devices = [sharding._internal_device_list for sharding in to]
+    semantics = [xla_client.ArrayCopySemantics.REUSE_INPUT] * len(to)
+    shardings = list(to)
+
+    def copied(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        return xla_client.batched_copy_array_to_devices_with_sharding(list(arrays), devices, shardings, semantics)
+
+    return copied

@@ -2,7 +2,7 @@
 
 python benchmarks/pipeline_dispatch.py
 
-Layers of tanh in 4 stages of 2 virtual devices, 1F1B, 8 microbatches. The time of a task is that of fetching what was
+Layers of tanh in 4 stages on 8 virtual devices, 1F1B, 8 microbatches. The time of a task is that of fetching what was
 sent to it and starting its program, not of waiting for it.
 """
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from autosharding import _jax
 from autosharding.keys import is_key, keys_of, words_of
 from autosharding.processes import has_some, in_turn
 
@@ -100,6 +101,22 @@ def _brought(to: NamedSharding) -> Callable[[Any], Any]:
     return in_turn(jax.jit(lambda x: x, out_shardings=to), devices_of(to).flat)
 
 
+def carrier(route: Route, shape: tuple[int, ...]) -> Callable[[Any], Any]:
+    """What brings an array of this shape over, within one process: it returns at once, and no tile is cut."""
+    from_, there = list(devices_of(route.left).flat), list(devices_of(route.over).flat)
+    if tuple(from_) == route.sources:
+        whole = _jax.copies([route.over])
+        return lambda x: whole([x])[0]
+    tiles = _jax.copies([SingleDeviceSharding(d) for d in there])
+    sources = [from_.index(d) for d in route.sources]
+
+    def carried(x: Any) -> Any:
+        came = tiles([x.addressable_data(j) for j in sources])
+        return jax.make_array_from_single_device_arrays(shape, route.over, came)
+
+    return carried
+
+
 def devices_of(sharding: NamedSharding) -> np.ndarray:
     """The devices of its mesh, in the mesh's shape."""
     return np.asarray(sharding.mesh.devices)
@@ -108,7 +125,8 @@ def devices_of(sharding: NamedSharding) -> np.ndarray:
 class DevicePut:
     """`jax.device_put`: within one process, and between processes where JAX can do that (accelerators).
 
-    It returns at once where every piece that arrives is a piece that was there, as on a `Route`.
+    It returns at once where every piece that arrives is a piece that was there, as on a `Route`. Within one process the
+    copies that it would make are made without it, since it looks at each array anew; but for keys.
     """
 
     def wire(self, came: jax.ShapeDtypeStruct, to: NamedSharding, *, exact: bool = True, lent: bool = False) -> Wire:
@@ -123,7 +141,9 @@ class _Put:
         self.route = route(came.sharding, to, len(came.shape), exact=exact)
         self.lies = self.route.over if self.route.arrive is None else to
         self.here = has_some(devices_of(to).flat)
-        self.waits = not lent and came.sharding.is_fully_addressable and to.is_fully_addressable
+        near = came.sharding.is_fully_addressable and to.is_fully_addressable
+        self.waits = near and not lent
+        self.carried = carrier(self.route, came.shape) if near and not is_key(came.dtype) else self._put_over
         self.queue: deque[Any] = deque()
 
     def put(self, x: Any | None) -> None:
@@ -135,15 +155,18 @@ class _Put:
             return
         if x is None and not self.here:
             return
-        x = jax.device_put(absent(self.came, self.route.left) if x is None else x, self.route.over)
+        x = self.carried(x)
         if self.here:
             self.queue.append(x)
+
+    def _put_over(self, x: Any | None) -> Any:
+        return jax.device_put(absent(self.came, self.route.left) if x is None else x, self.route.over)
 
     def get(self) -> Any:
         """The next array."""
         x = self.queue.popleft()
         if self.waits:
-            x = jax.device_put(x, self.route.over)
+            x = self.carried(x)
         return x if self.route.arrive is None else self.route.arrive(x)
 
 
