@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -99,13 +99,14 @@ class Structure:
     Attributes:
         treedef: of `((args, kwargs), nnx state)`.
         fixed: (leaf index, value) of the leaves that are no arrays.
-        definition: nnx's definition of all objects in the call; None where there are none.
+        definition: nnx's definition of all objects in the call; None where there are none. Compared, not hashed: a
+            module may hold what has no hash (a config that is a dataclass), as under `nnx.jit`.
         scalars_fixed: whether scalars of Python belong to the structure too.
     """
 
     treedef: Any
     fixed: tuple[tuple[int, Fixed], ...]
-    definition: Any = None
+    definition: Any = field(default=None, hash=False)
     scalars_fixed: bool = False
 
     def arrays_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:

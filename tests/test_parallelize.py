@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -336,6 +337,26 @@ def test_nnx_modes_are_programs_of_their_own():
     step(net, ARGS[1])
     net.eval()
     close(step(net, ARGS[1]), net(ARGS[1]), rtol=1e-4, atol=1e-5)
+    assert len(step._programs) == 2
+
+
+def test_nnx_module_that_holds_what_has_no_hash():
+    @dataclass
+    class Config:
+        scale: float
+
+    class Scaled(nnx.Module):
+        def __init__(self, config):
+            self.config = config
+            self.linear = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.linear(x) * self.config.scale
+
+    step = data(lambda model, x: model(x))
+    for scale in 2.0, 3.0, 2.0:
+        model = Scaled(Config(scale))
+        close(step(model, ARGS[1]), model(ARGS[1]), rtol=1e-4, atol=1e-5)
     assert len(step._programs) == 2
 
 
