@@ -561,7 +561,8 @@ def letters(n: int) -> str:
 
 
 def _worth_showing(v: Any) -> bool:
-    return v is not None and v is not False and v != () and not callable(v)
+    empty = isinstance(v, tuple) and not v  # `v != ()` of a number of numpy is an array
+    return v is not None and v is not False and not empty and not callable(v)
 
 
 def _short(v: Any) -> str:

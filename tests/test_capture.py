@@ -121,3 +121,9 @@ def test_prints_like_jax_and_has_a_fingerprint():
     other = capture(lambda x: [jnp.sin(x)], [jax.ShapeDtypeStruct((8, 4), jnp.float32)], name="wave")
     assert graph.fingerprint == capture(lambda x: [jnp.sin(x)], [F32], name="wave").fingerprint
     assert graph.fingerprint != other.fingerprint
+
+
+def test_params_that_are_numbers_of_numpy():
+    graph = capture(lambda x: [jax.lax.concatenate([x, x], np.int64(0))], [F32])
+    assert "concatenate[dimension=0] a a" in str(graph)
+    assert graph.fingerprint == capture(lambda x: [jax.lax.concatenate([x, x], 0)], [F32]).fingerprint
