@@ -78,7 +78,17 @@ def best_labels(
         if tried[-1][0] >= SHARE:
             return _with_means(graph, labels)
     most, labels = max(tried, key=lambda t: t[0])
-    raise MicrobatchError(_refused(graph, labels, microbatches, most))
+    helps = not independent and _splits(graph, state, examples, microbatches)
+    raise MicrobatchError(_refused(graph, labels, microbatches, most, helps))
+
+
+def _splits(graph: Graph, state: Mapping[int, int], examples: int, microbatches: int) -> bool:
+    """Whether the step can be cut where each microbatch takes statistics of its own."""
+    try:
+        best_labels(graph, state, examples, microbatches, independent=True)
+    except MicrobatchError:
+        return False
+    return True
 
 
 def _with_means(graph: Graph, labels: Labels) -> Labels:
@@ -132,16 +142,21 @@ def _divisors(n: int) -> list[int]:
     return [m for m in range(1, n + 1) if n % m == 0]
 
 
-def _refused(graph: Graph, labels: Labels, microbatches: int, inside: float) -> str:
+def _refused(graph: Graph, labels: Labels, microbatches: int, inside: float, independent_helps: bool) -> str:
     first = labels.blocked[0] if labels.blocked else None
     what = "its batch could not be followed through the program"
     if first is not None:
         op = graph.ops[first.op]
         where = f" in {op.scope}" if op.scope else ""
         what = f"{op.where}{where} {first.why}"
+    ways = "a layer norm for a batch norm) or microbatches=1."
+    if independent_helps:
+        ways = (
+            "a layer norm for a batch norm), microbatches=1, or microbatch_semantics='independent', with which each "
+            "microbatch has statistics of its own."
+        )
     return (
         f"The step {graph.name!r} cannot run in {microbatches} microbatches: {what}, while the batch is still being "
         f"worked through; {1 - inside:.0%} of the work on the batch would run unsplit. Use an operation on each "
-        "example by itself there (a layer norm for a batch norm), microbatches=1, or "
-        "microbatch_semantics='independent', with which each microbatch has statistics of its own."
+        f"example by itself there ({ways}"
     )
