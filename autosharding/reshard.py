@@ -8,7 +8,8 @@ device keeps it, the others hold zeros).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -18,12 +19,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numba import njit
 
 from autosharding.rules import axis_index
 from autosharding.spec import Spec
 from cost_model import Topology
 
 _BOOL_AS_INT = 4
+
+CLOSE = 1e-9
+"""Relative difference below which prices are the same."""
 
 WIRE = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -107,7 +112,24 @@ class SpecSpace:
     @cached_property
     def bytes(self) -> np.ndarray:
         """Bytes of one device's piece under each spec, int64."""
-        return np.array([s.local_bytes(self.shape, self.itemsize, self.sizes) for s in self.specs], np.int64)
+        return np.array([self._local_bytes[s] for s in self.specs], np.int64)
+
+    @cached_property
+    def _local_bytes(self) -> Mapping[Spec, int]:
+        return {s: prod(shape) * self.itemsize for s, shape in self._local_shapes.items()}
+
+    @cached_property
+    def _local_shapes(self) -> Mapping[Spec, tuple[int, ...]]:
+        return {s: s.local_shape(self.shape, self.sizes) for s in self.specs}
+
+    @cached_property
+    def _of_shape(self) -> Mapping[tuple[int, ...], Sequence[Spec]]:
+        """Local shape -> the specs under which an array has it that is not partial."""
+        found: dict[tuple[int, ...], list[Spec]] = defaultdict(list)
+        for spec, shape in self._local_shapes.items():
+            if not spec.partial:
+                found[shape].append(spec)
+        return found
 
     @cached_property
     def _closure(self) -> tuple[np.ndarray, np.ndarray, dict[tuple[int, int], Move]]:
@@ -125,15 +147,7 @@ class SpecSpace:
                 if move.seconds < seconds[i, j]:
                     seconds[i, j], hops[i, j], follow[i, j] = move.seconds, 1, j
                     moves[i, j] = move
-        for k in range(n):
-            via = seconds[:, k, None] + seconds[None, k, :]
-            via_hops = hops[:, k, None] + hops[None, k, :]
-            # sums of the same prices in another order are the same price
-            close = np.isclose(via, seconds, rtol=1e-9, atol=0.0)
-            better = (via < seconds) & ~close | close & (via_hops < hops)
-            seconds = np.where(better, via, seconds)
-            hops = np.where(better, via_hops, hops)
-            follow = np.where(better, np.broadcast_to(follow[:, k, None], (n, n)), follow)
+        _shorten(seconds, hops, follow)
         return seconds, follow, moves
 
     @property
@@ -158,8 +172,7 @@ class SpecSpace:
         return tuple(steps)
 
     def _move(self, kind: str, axes: tuple[str, ...], before: Spec, after: Spec) -> Move:
-        local = {s: s.local_bytes(self.shape, self.itemsize, self.sizes) for s in (before, after)}
-        counted = local[after] if kind == "all-gather" else local[before]
+        counted = self._local_bytes[after if kind == "all-gather" else before]
         if kind == "all-reduce" and self.monoid in ("and", "or"):
             counted *= _BOOL_AS_INT  # booleans are counted as i32, see `_all_reduce`
         if kind not in WIRE:
@@ -209,15 +222,30 @@ class SpecSpace:
         """To any spec with the same local shape: each device needs exactly one other's piece."""
         if spec.partial or spec.is_replicated:
             return
-        local = spec.local_shape(self.shape, self.sizes)
-        for other in self.specs:
-            if other != spec and not other.partial and other.local_shape(self.shape, self.sizes) == local:
+        for other in self._of_shape[self._local_shapes[spec]]:
+            if other != spec:
                 axes = tuple(a for a in self.sizes if a in spec.axes or a in other.axes)
                 yield self._move("collective-permute", axes, spec, other)
 
     def _appended(self, spec: Spec, dim: int, axes: tuple[str, ...]) -> Spec | None:
         after = _with_dim(spec, dim, spec.dims[dim] + axes)
         return after if after in self.index else None
+
+
+@njit(cache=True)
+def _shorten(seconds: np.ndarray, hops: np.ndarray, follow: np.ndarray) -> None:
+    """Floyd-Warshall in place, from single moves: by seconds, then by hops."""
+    n = len(seconds)
+    for k in range(n):
+        for i in range(n):
+            if np.isinf(seconds[i, k]):
+                continue
+            for j in range(n):
+                via, via_hops = seconds[i, k] + seconds[k, j], hops[i, k] + hops[k, j]
+                # sums of the same prices in another order are the same price
+                close = abs(via - seconds[i, j]) <= CLOSE * seconds[i, j]
+                if via_hops < hops[i, j] if close else via < seconds[i, j]:
+                    seconds[i, j], hops[i, j], follow[i, j] = via, via_hops, follow[i, k]
 
 
 def _with_dim(spec: Spec, dim: int, axes: tuple[str, ...]) -> Spec:

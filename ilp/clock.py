@@ -29,6 +29,8 @@ class Clock:
     objective: float = float("inf")
     bound: float = float("-inf")
     outer: Clock | None = None
+    cutoff: float = float("inf")
+    """A cost from which on a choice is of no use."""
 
     def __post_init__(self) -> None:
         self.began = self.timer()
@@ -77,8 +79,8 @@ class Clock:
         return work <= share * ((DEFAULT_WORK if self.work is None else self.work) - self.done)
 
     def over(self, share: float = 1.0) -> bool:
-        """Whether ``share`` of what may be spent is spent, or the gap is reached."""
-        if relative_gap(self.objective, self.bound) <= self.gap:
+        """Whether ``share`` of what may be spent is spent, or the gap is reached, to the best or to the cutoff."""
+        if relative_gap(min(self.objective, self.cutoff), self.bound) <= self.gap:
             return True
         if self.work is not None and self.done >= share * self.work:
             return True

@@ -75,7 +75,10 @@ def close(
     cores: Cores | None,
     part: Part,
 ) -> float:
-    """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound."""
+    """Improve the incumbent by descent and kernels until the gap is closed or the clock is over; return the bound.
+
+    What is proved to hold nothing cheaper than the incumbent, or than the cutoff, is bounded by the lower of the two.
+    """
     bound = relaxation.bound
     share, took, stuck, idle = 0.1, 0.0, 0, 0
     narrowing = Narrowing(relaxation, incumbent, clock, rng, part)
@@ -102,14 +105,14 @@ def close(
             proof, bound = _kernel(relaxation, incumbent, clock, bound, share, part)
             took = clock.spent - began
             if proof:
-                bound = incumbent.cost
+                bound = min(incumbent.cost, clock.cutoff)
                 break
             share = min(1.0, share * 1.6)
         if part != "improve" and not climbing and not (part == "all" and stuck < 1) and not clock.over():
             proof, proved = narrowing.prove()
             bound = max(bound, proved)
             if proof:
-                bound = incumbent.cost
+                bound = min(incumbent.cost, clock.cutoff)
                 break
         raised, gap = max(bound, relaxation.bound) - before[1], before[0] - before[1]
         idle = 0 if incumbent.cost < before[0] or raised > RESTING * gap else idle + 1
@@ -170,7 +173,8 @@ def _mix(
 def _settle(relaxation: Relaxation, incumbent: Incumbent, clock: Clock) -> None:
     """Sweep on at the best prices while that closes the gap: a better choice since may have made it worth while."""
     before = -math.inf
-    while relaxation.bound - before > RESTING * (incumbent.cost - relaxation.bound) and not clock.over():
+    ceiling = min(incumbent.cost, clock.cutoff)
+    while relaxation.bound - before > RESTING * (ceiling - relaxation.bound) and not clock.over():
         before = relaxation.bound
         relaxation.ascend(SETTLING, clock)
         clock.bound = max(clock.bound, min(relaxation.bound, clock.objective))
@@ -217,7 +221,8 @@ def _kernel(
 ) -> tuple[bool, float]:
     """Solve the largest kernel that is small enough; return whether that settled the problem, and the bound."""
     keep = incumbent.choice
-    span = incumbent.cost - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
+    ceiling = min(incumbent.cost, clock.cutoff)
+    span = ceiling - relaxation.bound if keep is not None else 0.05 * abs(relaxation.bound)
     shrinks = 0.25
     most = most_entries(clock, len(relaxation.prices) > 0)
     for width in (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03, 0.01):
@@ -231,16 +236,17 @@ def _kernel(
         reduced = restrict(relaxation, allowed)
         clock.spend(20 * len(relaxation.cost))
         if reduced.small is None:
-            return complete, incumbent.cost if complete else bound
+            return complete, ceiling if complete else bound
         if entries(reduced.small) > most * share and entries(reduced.small) > SMALL:
             shrinks = max(shrinks, entries(reduced.small) / pairs)
             continue
         before = incumbent.cost
         answer = solve_outright(relaxation, incumbent, reduced, clock, SHARE[part])
+        ceiling = min(incumbent.cost, ceiling)
         if complete and answer.status in ("optimal", "infeasible"):
-            return True, incumbent.cost
+            return True, ceiling
         if complete:
-            bound = max(bound, min(answer.bound, incumbent.cost))
+            bound = max(bound, min(answer.bound, ceiling))
         if incumbent.cost < before or answer.status == "optimal":
             return False, bound
     return False, bound

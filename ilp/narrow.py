@@ -45,7 +45,7 @@ LARGER = 2
 
 @dataclass(slots=True)
 class Narrowing:
-    """The choices that may be cheaper than the cheapest known, as a problem that shrinks."""
+    """The choices that may be cheaper than the cheapest known, or than the cutoff, as a problem that shrinks."""
 
     whole: Relaxation
     incumbent: Incumbent
@@ -57,20 +57,25 @@ class Narrowing:
     relaxation: Relaxation = field(init=False)
     """Of that."""
     tried: float = math.inf
-    """The cheapest known cost when it led no further."""
+    """The ceiling when it led no further."""
 
     def __post_init__(self) -> None:
         self.relaxation = self.whole
 
     @property
+    def ceiling(self) -> float:
+        """What a choice must cost less than to be of use."""
+        return min(self.incumbent.cost, self.clock.cutoff)
+
+    @property
     def affordable(self) -> bool:
         """Whether it may lead further, and a pass of probing is likely to end in its share of the time."""
-        if self.incumbent.choice is None or self.incumbent.cost >= self.tried:
+        if self.incumbent.choice is None or self.ceiling >= self.tried:
             return False
         before = self.clock.spent
         self.relaxation.ascend(1, self.clock)
         took = self.clock.spent - before
-        work = probing_work(self.relaxation, self.incumbent.cost)
+        work = probing_work(self.relaxation, self.ceiling)
         return self.clock.affords(work, took * work / self.relaxation.entries, SHARE)
 
     def prove(self) -> tuple[bool, float]:
@@ -80,7 +85,7 @@ class Narrowing:
         """
         bound = self.whole.bound
         while self.affordable:
-            ceiling = self.incumbent.cost
+            ceiling = self.ceiling
             if self._round(ceiling):
                 return True, ceiling
             bound = max(bound, min(ceiling, self.relaxation.bound))
@@ -130,10 +135,10 @@ class Narrowing:
         assert left.small is not None
         if entries(left.small) > LARGER * most_entries(self.clock, left.small.limit is not None):
             return False, bound
-        ceiling = self.incumbent.cost
+        ceiling = self.ceiling
         answer = solve_outright(self.whole, self.incumbent, left, self.clock, LAST[self.part])
         if answer.status in ("optimal", "infeasible"):
-            return True, self.incumbent.cost
+            return True, self.ceiling
         return False, max(bound, min(answer.bound, ceiling))
 
 

@@ -14,6 +14,7 @@ from ilp.close import MIXES, close, fuse
 from ilp.core import Cores, is_large
 from ilp.engines import Stop
 from ilp.incumbent import Incumbent
+from ilp.kernel import below, pairs_left, restrict
 from ilp.mip import Answer, entries, exact
 from ilp.oracle import Oracle
 from ilp.outright import Part
@@ -22,6 +23,7 @@ from ilp.prices import find_prices, find_prices_exactly
 from ilp.primal import first, read_around, repair, spread
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation, relax
+from ilp.solution import relative_gap
 from ilp.ties import alike, copied, counted, tied, untied
 
 __all__ = ["Found", "search"]
@@ -77,6 +79,12 @@ SLOPES = {"all": 400, "improve": 200, "prove": 100_000}
 ROUNDS = 200
 """Looks at the bound, at most."""
 
+MOST_UNDER = 0.5
+"""Share of the pairs of strategies that may be left under the cutoff, for a problem of these to be worth making."""
+
+STALLED = 5e-3
+"""Share of what is between bound and cutoff that a look must raise the bound by; else what is left is searched."""
+
 SWEEPS = 20
 """Sweeps between two looks at the bound."""
 
@@ -112,9 +120,26 @@ def search(
         answer = exact(problem, _stop(clock), start=start)
         clock.spend(200 * entries(problem) + 1000)
         return _taken(problem, answer, start)
+    relaxation = relax(problem)
+    if clock.cutoff < math.inf and not len(relaxation.prices):
+        found = _under(relaxation, clock, seed)
+        if found is not None:
+            return found
+    return _searched(relaxation, clock, start, known, seed, part, post)
+
+
+def _searched(
+    relaxation: Relaxation,
+    clock: Clock,
+    start: tuple[int, ...] | None,
+    known: Sequence[np.ndarray],
+    seed: int,
+    part: Part,
+    post: Post | None,
+) -> Found:
+    """Search the whole problem."""
     rng = np.random.default_rng(seed)
     incumbent = Incumbent(post=post)
-    relaxation = relax(problem)
     limited = len(relaxation.prices) > 0
     if start is not None:
         incumbent.offer(relaxation, np.array(start, dtype=np.int64), clock)
@@ -125,7 +150,7 @@ def search(
     for choice in known:
         incumbent.offer(relaxation, choice, clock)
     oracle, cores = None, None
-    if is_large(problem):
+    if is_large(relaxation.problem):
         cores = Cores(relaxation, incumbent, clock, _core)
         cores.alternate(CORES)
         if limited:
@@ -146,6 +171,28 @@ def search(
     bound = close(relaxation, incumbent, clock, rng, oracle, cores, part)
     choice = None if incumbent.choice is None else tuple(incumbent.choice.tolist())
     return Found(choice, bound, relaxation.best_prices, tuple(incumbent.seen.values()))
+
+
+def _under(relaxation: Relaxation, clock: Clock, seed: int) -> Found | None:
+    """What costs less than the cutoff, once bounds leave far fewer strategies that may; None where they do not."""
+    last, now, most = -math.inf, 0.0, MOST_UNDER * entries(relaxation.problem)
+    allowed = below(relaxation, clock.cutoff, None)
+    while pairs_left(relaxation, allowed) >= most:
+        if clock.over(0.5) or now - last <= STALLED * (clock.cutoff - now):
+            return None
+        last, now = now, relaxation.ascend(SWEEPS, clock)
+        clock.bound = max(clock.bound, min(now, clock.cutoff))
+        clock.tell("cutoff")
+        if relative_gap(clock.cutoff, clock.bound) <= clock.gap:
+            return Found(None, clock.bound)
+        allowed = below(relaxation, clock.cutoff, None)
+    reduced = restrict(relaxation, allowed)
+    clock.spend(20 * len(relaxation.cost))
+    if reduced.small is None:
+        return Found(None, clock.cutoff)
+    found = search(reduced.small, clock, None, seed=seed)
+    choice = None if found.choice is None else reduced.undo(found.choice)
+    return Found(choice, min(found.bound, clock.cutoff))
 
 
 def _whole(problem: Problem, clock: Clock) -> tuple[tuple[int, ...] | None, float]:
@@ -290,7 +337,8 @@ def _bound(relaxation: Relaxation, incumbent: Incumbent, clock: Clock, rng: np.r
             choice = relaxation.polished(relaxation.rounded(forward), 2, rng, clock)
             incumbent.offer(relaxation, choice, clock)
         clock.tell("bound")
-        gap = incumbent.cost - now if math.isfinite(incumbent.cost) else abs(now)
+        ceiling = min(incumbent.cost, clock.cutoff)
+        gap = ceiling - now if math.isfinite(ceiling) else abs(now)
         if clock.over(0.5) or now - last <= 2e-3 * gap:
             return
         last = now

@@ -36,6 +36,7 @@ def solve(
     work: int | None = None,
     start: Sequence[int] | None = None,
     fixed: Mapping[int, int] | None = None,
+    cutoff: float = math.inf,
     progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
     processes: int = 1,
@@ -46,13 +47,14 @@ def solve(
     Stops at a relative ``gap``, after ``seconds``, or after ``work`` table entries looked at, whichever comes first;
     without ``seconds`` the answer is the same on every run. ``start`` is a choice to do no worse than (it is dropped
     if it is not feasible), ``fixed`` maps nodes to strategies they must take. An infeasible problem is an answer of
-    that status, not an exception.
+    that status, not an exception. Where only a choice cheaper than ``cutoff`` is of use, the search ends as soon as the
+    bound is within the gap of it.
 
     ``seed`` is the search's; ``timer`` says what ``seconds`` are of. With two ``processes`` a second one looks for
     proofs while this one looks for choices (a script must then guard its main part by `if __name__ == "__main__"`).
     Without ``seconds`` one process does everything, so that the answer depends on nobody's pace.
     """
-    clock = Clock(seconds, work, gap, progress, timer)
+    clock = Clock(seconds, work, gap, progress, timer, cutoff=cutoff)
     problem.verify()
     asked = with_fixed(problem, fixed or {})
     if processes == 1 or seconds is None or entries(problem) < PAIRED:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 __all__ = ["Table", "Tables"]
 
@@ -168,9 +169,15 @@ def _promise(a: np.ndarray) -> np.ndarray:
     return gain
 
 
+@njit(cache=True, fastmath={"nnan"})
 def _through(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    first = cost[:, None] + a
     out = np.full((a.shape[1], b.shape[1]), np.inf)
-    for u in range(len(cost)):
-        np.minimum(out, first[u][:, None] + b[u][None, :], out=out)
+    for v in range(a.shape[1]):
+        row = out[v]
+        for u in range(len(cost)):
+            first = cost[u] + a[u, v]
+            if first < np.inf:
+                for w in range(b.shape[1]):
+                    both = first + b[u, w]
+                    row[w] = both if both < row[w] else row[w]
     return out

@@ -201,10 +201,10 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
     entries = sum(e.cost.size for e in free.problem.edges)
     if best < math.inf and entries > TABLE_ENTRIES:
         return f"not planned: {entries:,} table entries are more than {TABLE_ENTRIES:,}"
-    solution = ilp.solve(free.problem, gap=GAP, work=WORK)
+    solution = ilp.solve(free.problem, gap=GAP, work=WORK, cutoff=math.inf if task.rent else best)
     if solution.status == "infeasible":
         raise Infeasible(_contradiction(task, topology))
-    if solution.bound >= best and not task.rent:
+    if solution.bound >= (1 - GAP) * best and not task.rent:
         return f"takes at least {solution.bound:.3g} s even without a memory limit"
     plan = _decoded(task, tables, free, solution, budget)
     if task.rent:  # less what this plan pays for what it holds

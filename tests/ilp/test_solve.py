@@ -39,6 +39,37 @@ def test_a_search_that_leads_nowhere_ends_before_its_work_is_spent(monkeypatch):
     assert got.work < 10**7
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.999, 1.0, 1.001, 1.2])
+@pytest.mark.parametrize("tiny", [4_000, 0])
+def test_a_cutoff_hides_nothing_cheaper_and_proves_no_more_than_it_says(tiny, factor, monkeypatch):
+    monkeypatch.setattr(ilp.search, "TINY", tiny)
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        problem = random_problem(rng, nodes=7)
+        best = ilp.brute_force(problem).objective
+        if not 0 < best < math.inf:
+            continue
+        got = ilp.solve(problem, gap=1e-6, cutoff=factor * best)
+        assert got.bound <= best * (1 + 1e-9)
+        if factor > 1:
+            assert math.isclose(got.objective, best, rel_tol=2e-6, abs_tol=1e-12)
+        else:
+            assert got.bound >= factor * best * (1 - 2e-6)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.02])
+def test_a_cutoff_on_a_transformer(factor):
+    problem = gpt(4, TWO)
+    best = ilp.solve(problem)
+    got = ilp.solve(problem, cutoff=factor * best.objective)
+    assert got.bound <= best.objective
+    if factor > 1:
+        assert got.objective <= best.objective * (1 + 1e-4)
+    else:
+        assert got.bound >= factor * best.objective * (1 - 1e-4)
+        assert got.work < best.work
+
+
 @pytest.mark.parametrize(("layers", "axes"), [(1, TWO), (4, TWO), (24, ONE)])
 def test_free_transformers_are_proved(layers, axes):
     problem = gpt(layers, axes)
