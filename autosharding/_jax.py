@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import site
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -185,29 +186,53 @@ def scope_and_phase(stack: Any) -> tuple[str, str]:
     return scopes, phase
 
 
-_JAX_DIR = os.path.dirname(jax.__file__) + os.sep
 _OWN_DIR = os.path.dirname(__file__) + os.sep
 _ZOO_DIR = os.path.join(_OWN_DIR, "zoo") + os.sep
-_PACKAGES = tuple({*site.getsitepackages(), os.path.dirname(os.path.dirname(jax.__file__))})
+_PACKAGES = tuple(
+    d + os.sep
+    for d in {*site.getsitepackages(), site.getusersitepackages(), os.path.dirname(os.path.dirname(jax.__file__))}
+)
+_PYTHON_DIR = sysconfig.get_path("stdlib") + os.sep
+
+TOOLS = {
+    *("python", "jax", "jaxlib", "numpy"),
+    *("flax", "haiku", "equinox", "penzai", "optax", "chex", "einops", "jaxtyping", "typeguard", "beartype", "qwix"),
+}
+"""Packages that models are written with: a line of theirs says nothing of a model."""
 
 
 def user_line(source_info: Any) -> str:
-    """`file.py:12 (function)` of the innermost frame in the user's own code; else the innermost outside JAX.
+    """`file.py:12 (function)` of the innermost frame in the user's own code.
 
-    What the compiler adds of its own, a loop over microbatches, has no line: "".
+    Where a package of models is between, its line stands first: `attention.py:7 (call), from train.py:12`. Where there
+    are only packages, the innermost line of a package of models, or else of a tool other than JAX. What the compiler
+    adds of its own, a loop over microbatches, has no line: "".
     """
     frames = getattr(source_info.traceback, "frames", None) or ()
-    fallback = ""
+    model, tool = "", ""
     for f in frames:
-        if f.file_name.startswith(_JAX_DIR) or f.file_name.startswith("<"):
-            continue
         if f.file_name.startswith(_OWN_DIR) and not f.file_name.startswith(_ZOO_DIR):
             break
-        line = f"{os.path.basename(f.file_name)}:{f.line_num} ({f.function_name})"
-        if not f.file_name.startswith(_PACKAGES):
-            return line
-        fallback = fallback or line
-    return fallback
+        package = _package(f.file_name)
+        if package == "jax" or f.file_name.startswith("<"):
+            continue
+        at = f"{os.path.basename(f.file_name)}:{f.line_num}"
+        line = f"{at} ({f.function_name})"
+        if not package:
+            return f"{model}, from {at}" if model else line
+        if package in TOOLS:
+            tool = tool or line
+        else:
+            model = model or line
+    return model or tool
+
+
+def _package(file: str) -> str:
+    """The installed package that a file belongs to, "python" for a module of Python's, "" for the user's own."""
+    for directory in _PACKAGES:
+        if file.startswith(directory):
+            return file[len(directory) :].split(os.sep)[0].removesuffix(".py")
+    return "python" if file.startswith(_PYTHON_DIR) else ""
 
 
 def dtype_facts(aval: Any) -> tuple[str, str, int]:

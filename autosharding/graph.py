@@ -235,7 +235,8 @@ class Op:
         params: the primitive's parameters.
         scope: the user's name scopes, `layer_0/attn`, without transformations.
         phase: "forward", "backward" or "update", from JAX's name stack.
-        source: the user's own line, `train.py:12 (loss)`; "" when unknown.
+        source: the user's own line, `train.py:12 (loss)`, or that of a package's model, `model.py:7 (call), from
+            train.py:12`; "" when unknown.
         effects: whether the op does something besides returning results.
         primitive: the JAX primitive, opaque.
         context: what binding needs besides params (name stack, tracing context), opaque.

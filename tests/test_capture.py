@@ -1,8 +1,13 @@
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from autosharding._jax import user_line
 from autosharding.capture import capture
 from autosharding.errors import UnsupportedProgram
 from autosharding.graph import Graph
@@ -50,6 +55,31 @@ def test_a_sum_of_a_sum_is_the_sum_itself():
     graph = capture(f, [jax.ShapeDtypeStruct((4, 3, 1, 3), jnp.float32)])
     assert graph.outputs[0] == graph.outputs[1] != graph.outputs[2]
     assert names(graph) == ["reduce_sum"] * 3
+
+
+PACKAGES = Path(jax.__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        (["jax/_src/lax.py", "flax/nnx/linear.py", contextlib.__file__, "/home/me/train.py"], "train.py:3 (f3)"),
+        (["jax/_src/lax.py", "/home/me/train.py", "models/gpt.py"], "train.py:1 (f1)"),
+        (
+            ["flax/linen/linear.py", "models/gpt.py", "models/top.py", "/home/me/train.py"],
+            "gpt.py:1 (f1), from train.py:3",
+        ),
+        (["jax/_src/lax.py", "optax/adam.py", "models/fit.py"], "fit.py:2 (f2)"),
+        (["jax/_src/lax.py", "optax/adam.py", "<string>"], "adam.py:1 (f1)"),
+        ([], ""),
+    ],
+)
+def test_the_line_of_an_op_is_the_users_or_that_of_a_model(files, line):
+    frames = [
+        SimpleNamespace(file_name=f if f[0] in "/<" else str(PACKAGES / f), line_num=i, function_name=f"f{i}")
+        for i, f in enumerate(files)
+    ]
+    assert user_line(SimpleNamespace(traceback=SimpleNamespace(frames=frames))) == line
 
 
 def test_phases_scopes_and_source():
