@@ -37,6 +37,7 @@ def solve(
     start: Sequence[int] | None = None,
     fixed: Mapping[int, int] | None = None,
     cutoff: float = math.inf,
+    least_limit: bool = True,
     progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
     processes: int = 1,
@@ -46,9 +47,9 @@ def solve(
 
     Stops at a relative ``gap``, after ``seconds``, or after ``work`` table entries looked at, whichever comes first;
     without ``seconds`` the answer is the same on every run. ``start`` is a choice to do no worse than (it is dropped
-    if it is not feasible), ``fixed`` maps nodes to strategies they must take. An infeasible problem is an answer of
-    that status, not an exception. Where only a choice cheaper than ``cutoff`` is of use, the search ends as soon as the
-    bound is within the gap of it.
+    if it is not feasible), ``fixed`` maps nodes to strategies they must take. Where only a choice cheaper than
+    ``cutoff`` is of use, the search ends as soon as the bound is within the gap of it. An infeasible problem is an
+    answer of that status, not an exception; it says what limit would do, if ``least_limit`` is wanted.
 
     ``seed`` is the search's; ``timer`` says what ``seconds`` are of. With two ``processes`` a second one looks for
     proofs while this one looks for choices (a script must then guard its main part by `if __name__ == "__main__"`).
@@ -60,13 +61,13 @@ def solve(
     if processes == 1 or seconds is None or entries(problem) < PAIRED:
         reduced = presolve(asked)
         clock.spend(sum(map(len, problem.costs)))
-        return solve_reduced(asked, reduced, clock, start, seed=seed)[0]
+        return solve_reduced(asked, reduced, clock, start, seed=seed, least_limit=least_limit)[0]
     with partner(len(problem.costs) + 1, len(problem.times), _prove) as other:
         reduced = presolve(asked)
         post = None
         if reduced.small is not None and clock.left:
             post = other.begin(reduced.small, _Order(clock.left, gap, seed + 1, timer))
-        return solve_reduced(asked, reduced, clock, start, seed=seed, post=post)[0]
+        return solve_reduced(asked, reduced, clock, start, seed=seed, post=post, least_limit=least_limit)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,11 @@ def solve_reduced(
     *,
     seed: int = 0,
     post: Post | None = None,
+    least_limit: bool = True,
 ) -> tuple[Solution, tuple[np.ndarray, ...]]:
     """Solve what presolve left; return the answer, and the choices of the small problem met on the way."""
     if reduced.small is None:
-        return _infeasible(asked, clock), ()
+        return _infeasible(asked, clock, least_limit), ()
     begin = None
     if start is not None and asked.feasible(start):
         begin = tuple(int(k) for k in start)
@@ -105,7 +107,7 @@ def solve_reduced(
     part = "all" if post is None else "improve"
     found = search(reduced.small, clock, None, known, seed=seed, part=part, post=post)
     if found.choice is None and begin is None and found.bound == math.inf:
-        return _infeasible(asked, clock), found.seen
+        return _infeasible(asked, clock, least_limit), found.seen
     return _solution(asked, reduced, found, begin, clock), found.seen
 
 
@@ -123,8 +125,8 @@ def with_fixed(problem: Problem, fixed: Mapping[int, int]) -> Problem:
     return Problem(problem.name, tuple(costs), problem.edges, problem.memory, problem.limit)
 
 
-def _infeasible(problem: Problem, clock: Clock) -> Solution:
-    reason = explain(problem, least=lambda: _least(problem))
+def _infeasible(problem: Problem, clock: Clock, least_limit: bool) -> Solution:
+    reason = explain(problem, least=(lambda: _least(problem)) if least_limit else None)
     return Solution((), math.inf, math.inf, "infeasible", clock.spent, clock.done, infeasibility=reason)
 
 

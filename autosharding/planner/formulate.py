@@ -10,7 +10,7 @@ from a common one, so that a gathered weight may be kept for the backward pass o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from ilp import Edge, Memory, Problem
 from ilp.collector import collector_paused
 
 SMALL = 1 / 256
-"""Share of the memory limit below which a copy for one reader is left to the plan's own account."""
+"""Share of the memory limit below which copies for one reader are left to the plan's own account."""
 
 IN_FLIGHT = 4
 """Of what passes by, an entry at a time, so many are rented for: the microbatches that a stage holds at once."""
@@ -325,10 +325,10 @@ class _Builder:
             parent = self._copy(v, None, tuple(found))
         for phase in PHASES:
             group = by_phase.get(phase, [])
-            alone = len(group) == 1 and not self._counts(v)
+            alone = len(group) == 1 and not self._counts(v, group)
             source = self._copy(v, parent, tuple(group)) if group and not alone else parent
             for r in group:
-                own = self._counts(v) and (len(group) == 1 or self._enters(r))
+                own = self._counts(v, [r]) and (len(group) == 1 or self._enters(r))
                 copy = self._copy(v, source, (r,)) if own and len(group) > 1 else source
                 self.reads[r] = copy
                 self._edge(v, copy, *self._target(v, r, inputs, outputs), as_is=own or v.id in self.life.streams)
@@ -341,9 +341,15 @@ class _Builder:
     def _phase(self, r: Reader) -> str:
         return self.graph.ops[r[0]].phase if r[0] < len(self.graph.ops) else "update"
 
-    def _counts(self, v: Value) -> bool:
-        """Whether a copy of this value for a single reader could matter to the memory limit."""
-        return self.limit is not None and v.nbytes > self.limit * SMALL and v.id not in self.life.streams
+    def _counts(self, v: Value, found: Sequence[Reader]) -> bool:
+        """Whether a copy of this value for a single reader could matter to the memory limit.
+
+        What a loop reads is there at one time with all else that it reads.
+        """
+        if self.limit is None or v.id in self.life.streams:
+            return False
+        beside = max((len(self.graph.ops[r[0]].inputs) for r in found if self._enters(r)), default=1)
+        return v.nbytes * beside > self.limit * SMALL
 
     def _copy(self, v: Value, parent: int | None, found: tuple[Reader, ...]) -> int:
         """A copy node. Under a limit its states are doubled: the value itself, or a copy that takes memory."""

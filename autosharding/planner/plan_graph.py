@@ -229,7 +229,7 @@ def _fitted(
     solution: ilp.Solution | None = None
     for attempt in range(TIGHTENINGS):
         built = build(limit)
-        solution = ilp.solve(built.problem, gap=GAP, work=work)
+        solution = ilp.solve(built.problem, gap=GAP, work=work, least_limit=False)
         bound = bound or solution.bound
         if solution.status == "infeasible" or not solution.choice:
             if limit == budget:
