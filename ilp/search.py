@@ -175,12 +175,15 @@ def _searched(
 
 def _under(relaxation: Relaxation, clock: Clock, seed: int) -> Found | None:
     """What costs less than the cutoff, once bounds leave far fewer strategies that may; None where they do not."""
-    last, now, most = -math.inf, 0.0, MOST_UNDER * entries(relaxation.problem)
+    most, last = MOST_UNDER * entries(relaxation.problem), -math.inf
+    now = relaxation.ascend(1, clock)
     allowed = below(relaxation, clock.cutoff, None)
     while pairs_left(relaxation, allowed) >= most:
         if clock.over(0.5) or now - last <= STALLED * (clock.cutoff - now):
             return None
         last, now = now, relaxation.ascend(SWEEPS, clock)
+        if now > relaxation.big:
+            return Found(None, math.inf)
         clock.bound = max(clock.bound, min(now, clock.cutoff))
         clock.tell("cutoff")
         if relative_gap(clock.cutoff, clock.bound) <= clock.gap:
