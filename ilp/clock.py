@@ -79,8 +79,8 @@ class Clock:
         return work <= share * ((DEFAULT_WORK if self.work is None else self.work) - self.done)
 
     def over(self, share: float = 1.0) -> bool:
-        """Whether ``share`` of what may be spent is spent, or the gap is reached, to the best or to the cutoff."""
-        if relative_gap(min(self.objective, self.cutoff), self.bound) <= self.gap:
+        """Whether ``share`` of what may be spent is spent, or the gap or the cutoff is reached."""
+        if relative_gap(self.objective, self.bound) <= self.gap or self.bound >= self.cutoff:
             return True
         if self.work is not None and self.done >= share * self.work:
             return True

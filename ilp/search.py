@@ -23,7 +23,6 @@ from ilp.prices import find_prices, find_prices_exactly
 from ilp.primal import first, read_around, repair, spread
 from ilp.problem import Problem
 from ilp.relaxation import Relaxation, relax
-from ilp.solution import relative_gap
 from ilp.ties import alike, copied, counted, tied, untied
 
 __all__ = ["Found", "search"]
@@ -186,7 +185,7 @@ def _under(relaxation: Relaxation, clock: Clock, seed: int) -> Found | None:
             return Found(None, math.inf)
         clock.bound = max(clock.bound, min(now, clock.cutoff))
         clock.tell("cutoff")
-        if relative_gap(clock.cutoff, clock.bound) <= clock.gap:
+        if clock.bound >= clock.cutoff:
             return Found(None, clock.bound)
         allowed = below(relaxation, clock.cutoff, None)
     reduced = restrict(relaxation, allowed)

@@ -48,8 +48,8 @@ def solve(
     Stops at a relative ``gap``, after ``seconds``, or after ``work`` table entries looked at, whichever comes first;
     without ``seconds`` the answer is the same on every run. ``start`` is a choice to do no worse than (it is dropped
     if it is not feasible), ``fixed`` maps nodes to strategies they must take. Where only a choice cheaper than
-    ``cutoff`` is of use, the search ends as soon as the bound is within the gap of it. An infeasible problem is an
-    answer of that status, not an exception; it says what limit would do, if ``least_limit`` is wanted.
+    ``cutoff`` is of use, the search ends as soon as the bound is no less. An infeasible problem is an answer of that
+    status, not an exception; it says what limit would do, if ``least_limit`` is wanted.
 
     ``seed`` is the search's; ``timer`` says what ``seconds`` are of. With two ``processes`` a second one looks for
     proofs while this one looks for choices (a script must then guard its main part by `if __name__ == "__main__"`).

@@ -28,6 +28,9 @@ Report = Callable[[str], None]
 GAP = 1e-3
 """Relative gap at which the solver may stop."""
 
+NEGLIGIBLE = 1e-4
+"""Share of the best plan so far by which one on another mesh must be cheaper to be looked for."""
+
 WORK = 10_000_000_000
 """Table entries that a solve without a memory limit may look at: about a minute."""
 
@@ -201,10 +204,11 @@ def _plan_on(task: _Task, topology: Topology, memory: int | None, *, best: float
     entries = sum(e.cost.size for e in free.problem.edges)
     if best < math.inf and entries > TABLE_ENTRIES:
         return f"not planned: {entries:,} table entries are more than {TABLE_ENTRIES:,}"
-    solution = ilp.solve(free.problem, gap=GAP, work=WORK, cutoff=math.inf if task.rent else best)
+    cutoff = math.inf if task.rent else (1 - NEGLIGIBLE) * best
+    solution = ilp.solve(free.problem, gap=GAP, work=WORK, cutoff=cutoff)
     if solution.status == "infeasible":
         raise Infeasible(_contradiction(task, topology))
-    if solution.bound >= (1 - GAP) * best and not task.rent:
+    if solution.bound >= cutoff:
         return f"takes at least {solution.bound:.3g} s even without a memory limit"
     plan = _decoded(task, tables, free, solution, budget)
     if task.rent:  # less what this plan pays for what it holds
